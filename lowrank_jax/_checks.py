@@ -1,0 +1,128 @@
+"""What may come in: each check returns the checked value or raises an error that names it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path, tree_structure
+
+
+def vector(tree: Any, name: str) -> Any:
+    """A pytree of real floating-point arrays, each leaf made a `jax.Array`.
+
+    Raises:
+      TypeError: for an integer, boolean, complex, key or non-array leaf, with its path.
+    """
+    return tree_map_with_path(lambda path, leaf: _float_array(leaf, name + keystr(path)), tree)
+
+
+def rows(tree: Any, name: str) -> tuple[Any, int]:
+    """A pytree whose leaves share a leading axis, and that axis's length.
+
+    Raises:
+      TypeError: as `vector` does.
+      ValueError: where there is no leaf, a leaf without axes, or leading axes that differ.
+    """
+    tree = vector(tree, name)
+    named = [(name + keystr(path), leaf) for path, leaf in tree_flatten_with_path(tree)[0]]
+    if not named:
+        raise ValueError(f"{name} must hold at least one array, got {tree!r}")
+    first, count = named[0][0], named[0][1].shape[:1]
+    for path, leaf in named:
+        if leaf.ndim == 0:
+            raise ValueError(f"{path} must have a leading axis of points, got a scalar")
+        if leaf.shape[:1] != count:
+            raise ValueError(
+                f"{path} must have the leading axis of {first}, {count[0]}, got shape {leaf.shape}"
+            )
+    return tree, count[0]
+
+
+def like(
+    tree: Any, name: str, pattern: Any, pattern_name: str, *, lead: int = 0, pattern_lead: int = 0
+) -> None:
+    """`tree` has the structure of `pattern`, and its leaf shapes after the leading axes of each.
+
+    Raises:
+      ValueError: with the two structures, or with the path and the two shapes.
+    """
+    found: Any = tree_structure(tree)
+    expected: Any = tree_structure(pattern)
+    if found != expected:
+        raise ValueError(
+            f"{name} must have the tree structure of {pattern_name}, {expected}, got {found}"
+        )
+    others = jax.tree.leaves(pattern)
+    for (path, leaf), other in zip(tree_flatten_with_path(tree)[0], others, strict=True):
+        shape = (*leaf.shape[:lead], *other.shape[pattern_lead:])
+        if leaf.shape != shape:
+            raise ValueError(
+                f"{name + keystr(path)} must have the shape that {pattern_name} gives, "
+                f"{shape}, got {leaf.shape}"
+            )
+
+
+def single(core: jax.Array) -> None:
+    """One operator, not a batch of them.
+
+    Raises:
+      ValueError: for a core with more than two axes.
+    """
+    if core.ndim != 2:
+        raise ValueError(
+            f"this is a batch of operators, core of shape {core.shape}: "
+            "use it under jax.vmap, as in jax.vmap(lambda h, v: h @ v)(operators, vectors)"
+        )
+
+
+def scalar(value: Any, name: str) -> None:
+    """A real number: a Python or NumPy one, or an array without axes.
+
+    Raises:
+      TypeError: for anything but a real number.
+      ValueError: for an array with axes.
+    """
+    dtype = _dtype(value, name)
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(f"{name} must be a real number, got dtype {dtype}")
+    if jnp.shape(value) != ():
+        raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}")
+
+
+def between(value: Any, name: str, low: float, high: float) -> None:
+    """A real number in [low, high]; of a traced one only dtype and shape are known.
+
+    Raises:
+      TypeError: for anything but a real number.
+      ValueError: for an array with axes, or a number outside the interval.
+    """
+    scalar(value, name)
+    if not isinstance(value, jax.core.Tracer) and not low <= float(value) <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+
+
+def count(value: Any, name: str, low: int) -> None:
+    """A Python integer, at least `low`.
+
+    Raises:
+      TypeError: for anything else, a traced value too: it decides a shape.
+      ValueError: for a smaller integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a Python int, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+
+
+def _float_array(leaf: Any, path: str) -> jax.Array:
+    dtype = _dtype(leaf, path)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{path} must be a real floating-point array, got dtype {dtype}")
+    return jnp.asarray(leaf)
+
+
+def _dtype(leaf: Any, path: str) -> Any:
+    try:
+        return jnp.result_type(leaf)
+    except TypeError as error:
+        raise TypeError(f"{path} must be an array, got {type(leaf).__name__}") from error

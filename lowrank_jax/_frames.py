@@ -1,0 +1,280 @@
+"""Pytrees with a leading axis as tall matrices.
+
+A set of n vectors is a pytree whose leaves have a leading axis n: the rows of an
+(n, D) matrix that is never formed. All that is ever done along D is here, at
+`Precision.HIGHEST`: inner products (`gram`), small matrices times rows
+(`combine`), and an orthonormal basis of the rows' span from these two alone
+(`orthonormal`), without a QR of anything tall.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lowrank_jax._spectral import eigh, product, reciprocal
+
+
+def length(rows: Any) -> int:
+    """The number n of rows."""
+    return jax.tree.leaves(rows)[0].shape[0]
+
+
+def width(rows: Any) -> int:
+    """The number D of columns."""
+    return sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(rows))
+
+
+def wider(*dtypes: Any) -> jnp.dtype:
+    """The dtype to which these promote, also where implicit promotion is forbidden."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
+
+
+def common_dtype(tree: Any) -> jnp.dtype:
+    """The dtype to which the leaves promote."""
+    return wider(*[leaf.dtype for leaf in jax.tree.leaves(tree)])
+
+
+def compute_dtype(tree: Any) -> jnp.dtype:
+    """The leaves' common dtype, float32 at least: small matrices have it."""
+    return wider(common_dtype(tree), jnp.float32)
+
+
+def resolution(tree: Any) -> float:
+    """The machine epsilon of the least precise leaf."""
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(tree))
+
+
+def widen(tree: Any) -> Any:
+    """All leaves in the dtype that is computed in."""
+    dtype = compute_dtype(tree)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+def cast_like(tree: Any, pattern: Any) -> Any:
+    """The leaves of `tree` in the dtypes of `pattern`."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, pattern)
+
+
+def gram(a: Any, b: Any) -> jax.Array:
+    """Inner products `A B^T`: of n rows with m rows, (n, m), or with one vector, (n,)."""
+    dtype = wider(compute_dtype(a), compute_dtype(b))
+
+    def leaf_gram(x, y):
+        point = x.ndim - 1
+        axes = (tuple(range(1, x.ndim)), tuple(range(y.ndim - point, y.ndim)))
+        return jnp.tensordot(
+            x.astype(dtype), y.astype(dtype), axes, precision=lax.Precision.HIGHEST
+        )
+
+    return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(leaf_gram, a, b)))
+
+
+def combine(coefficients: jax.Array, rows: Any) -> Any:
+    """`T B`: a (k, n) matrix times n rows gives k rows, an (n,) vector gives one vector.
+
+    Each leaf comes back in its own dtype. The sum over n is taken pairwise above
+    eight terms: large T with cancelling terms is the rule here (ill-conditioned
+    steps), and the rounding of a running sum of 64 such terms is twice as large.
+    """
+
+    def leaf_combine(x):
+        dtype = wider(x.dtype, coefficients.dtype)
+        return _pairwise(coefficients.astype(dtype), x.astype(dtype)).astype(x.dtype)
+
+    return jax.tree.map(leaf_combine, rows)
+
+
+def _pairwise(t: jax.Array, x: jax.Array) -> jax.Array:
+    if len(x) <= 8:
+        return jnp.tensordot(t, x, 1, precision=lax.Precision.HIGHEST)
+    half = len(x) // 2
+    return _pairwise(t[..., :half], x[:half]) + _pairwise(t[..., half:], x[half:])
+
+
+def scale(factors: jax.Array, rows: Any) -> Any:
+    """Row i times `factors[i]`, each leaf in its own dtype."""
+    return jax.tree.map(
+        lambda x: x * factors.reshape((-1,) + (1,) * (x.ndim - 1)).astype(x.dtype), rows
+    )
+
+
+def peaks(rows: Any) -> jax.Array:
+    """The largest magnitude in each row, (n,); a constant; not finite where the row is not."""
+
+    def leaf_peaks(x):
+        return jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), initial=0)
+
+    rows = lax.stop_gradient(widen(rows))
+    return functools.reduce(jnp.maximum, jax.tree.leaves(jax.tree.map(leaf_peaks, rows)))
+
+
+def power_of_two(x: jax.Array) -> jax.Array:
+    """A power of two within [x / 8, 8 x], 1 where x is 0 or not finite; a constant.
+
+    Multiplying or dividing by it is exact, and so is its reciprocal.
+    """
+    x = lax.stop_gradient(x)
+    usable = jnp.isfinite(x) & (x > 0)
+    exponent = jnp.frexp(jnp.where(usable, x, 1))[1]
+    most = jnp.finfo(x.dtype).maxexp - 3
+    return jnp.ldexp(jnp.ones_like(x), jnp.clip(exponent, -most, most))
+
+
+def norms(rows: Any) -> jax.Array:
+    """The Euclidean norm of each row, (n,), without over- or underflow; the gradient at 0 is 0."""
+    rows = widen(rows)
+    unit = power_of_two(peaks(rows))
+    scaled = scale(1 / unit, rows)
+    squares = jax.tree.map(lambda x: jnp.sum(x * x, axis=tuple(range(1, x.ndim))), scaled)
+    return unit * safe_sqrt(functools.reduce(jnp.add, jax.tree.leaves(squares)))
+
+
+def norm(v: Any) -> jax.Array:
+    """The Euclidean norm of one vector."""
+    return norms(jax.tree.map(lambda leaf: leaf[None], v))[0]
+
+
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """The square root of the positive part, with gradient 0 where that is 0."""
+    flat = x <= 0
+    return jnp.where(flat, 0, jnp.sqrt(jnp.where(flat, 1, x)))
+
+
+class Basis(NamedTuple):
+    """An orthonormal basis of the span of n rows `S`.
+
+    Attributes:
+      rows: n orthonormal rows `Q`, those beyond the rank exactly zero.
+      transform: (n, n), T with `Q = T diag(scale) S`. For data Y given at the
+        rows, `Z = T diag(scale) Y` is the least-squares solution of `(S Q^T) Z = Y`
+        with every row divided by its `|s_i|`, also to first order where rows depend on each other.
+      scale: (n,), powers of two near `1 / |s_i|`, constants.
+      kept: (n,), False for the zero rows of Q.
+    """
+
+    rows: Any
+    transform: jax.Array
+    scale: jax.Array
+    kept: jax.Array
+
+
+def orthonormal(rows: Any, *, eps: float, rtol: Any = 0.0) -> Basis:
+    """An orthonormal basis of the rows' span by two rounds of Gram, eigh and rotation.
+
+    Only Gram matrices and n x n algebra: each round rotates the rows by the
+    eigenvectors of their Gram matrix and rescales them by their *measured* norms
+    nu. One round resolves directions down to nu ~ sqrt(eps): the Gram matrix
+    knows no more. The first round lifts all rows below that by one common factor
+    (each to its own unit norm would mix clean rows with noise), the second
+    resolves them. A Cholesky factor of what is by then nearly the identity whitens the rest.
+
+    A row of rounding noise must not be promoted to a direction: unit rows carry
+    noise sqrt(n) eps, rotation and scaling carry it along (`noise` below), and a
+    rotated row that does not rise above it is dropped, exactly to zero.
+
+    The rotations are constants: any constant invertible transform spans the same rows,
+    so the derivative through the row scale and the whitening alone is complete,
+    and it is smooth to all orders.
+
+    Args:
+      rows: n rows, all leaves of one dtype (see `widen`).
+      eps: relative rounding error of the entries.
+      rtol: directions below `rtol` times the largest singular value of the unit
+        rows are dropped as well.
+    """
+    n = length(rows)
+    if n == 0:
+        dtype = compute_dtype(rows)
+        return Basis(rows, jnp.zeros((0, 0), dtype), jnp.zeros(0, dtype), jnp.zeros(0, bool))
+    shift = 1 / power_of_two(peaks(rows))
+    shifted = scale(shift, rows)
+    inner = gram(shifted, shifted)
+    unit = reciprocal(safe_sqrt(jnp.diagonal(inner)))
+
+    first = _rotation(inner * jnp.outer(unit, unit))
+    second, threshold = _lifted(combine(first * unit[None, :], shifted), eps, rtol)
+    rotation = product(second, first) * unit[None, :]
+    rotated = combine(rotation, shifted)
+    inner = gram(rotated, rotated)
+    kept = _lengths(inner) > threshold
+    whiten = _whitening(inner, kept)
+    basis = combine(whiten, rotated)
+
+    # A vanishing combination that was lifted leaks into kept rows by a sizeable multiple:
+    # nothing in Q, but no least-squares transform. The leak is removed; it is 0 elsewhere.
+    size = jnp.linalg.norm(second, axis=1)
+    null = jnp.where(kept, 0, reciprocal(size))[:, None] * second
+    leak = product(second, null.T, null)
+    transform = product(whiten, rotation - product(leak, first) * unit[None, :])
+    null_part = _null_part(basis, scale(unit, shifted), product(whiten, second - leak, first))
+    transform = transform + jnp.where(jnp.all(kept), 0, null_part * unit[None, :])
+    return Basis(basis, transform, shift, kept)
+
+
+def _lifted(rows: Any, eps: float, rtol: Any) -> tuple[jax.Array, jax.Array]:
+    """The second round's rotation of lifted rows, and what a row's norm must exceed then.
+
+    The noise of unit rows, sqrt(n) eps in the rows and as much again in their
+    rotation, grows with the size of a row of the transform. What is dropped
+    here becomes a zero row.
+    """
+    rows = lax.stop_gradient(rows)
+    n = length(rows)
+    inner = gram(rows, rows)
+    nu = _lengths(inner)
+    top = jnp.max(nu)
+    noise = math.sqrt(2 * n) * eps * jnp.maximum(top, 1)
+    lift = 1 / jnp.maximum(jnp.where(nu > 0, nu, 1), math.sqrt(n * eps) * top)
+    lift = jnp.where(nu > jnp.maximum(2 * noise, rtol * top), lift, 0)
+    # The -1 keeps the eigenvectors of dropped rows apart from all others.
+    dropped = jnp.diag((lift == 0).astype(lift.dtype))
+    transform = _rotation(inner * jnp.outer(lift, lift) - dropped) * lift[None, :]
+    size = jnp.linalg.norm(transform, axis=1)
+    transform = jnp.where((size * top > 0.5)[:, None], transform, 0)
+    threshold = jnp.maximum(jnp.hypot(noise * size, math.sqrt(n) * eps), rtol * top * size)
+    return transform, threshold
+
+
+def _rotation(inner: jax.Array) -> jax.Array:
+    return lax.stop_gradient(eigh(lax.stop_gradient(inner))[1]).T
+
+
+def _lengths(inner: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.maximum(lax.stop_gradient(jnp.diagonal(inner)), 0))
+
+
+def _whitening(inner: jax.Array, kept: jax.Array) -> jax.Array:
+    """The transform of nearly orthogonal rows to orthonormal ones, zero where not kept."""
+    lift = jnp.where(kept, reciprocal(_lengths(inner)), 0)
+    nearly_one = inner * jnp.outer(lift, lift) + jnp.diag(1 - kept.astype(lift.dtype))
+    root = jnp.linalg.cholesky(nearly_one, symmetrize_input=False)
+    return jax.scipy.linalg.solve_triangular(root, jnp.diag(lift), lower=True)
+
+
+@jax.custom_jvp
+def _null_part(basis: Any, unit_rows: Any, transform: jax.Array) -> jax.Array:
+    """Zero, with the part of the pseudo-inverse's derivative that the null combinations carry.
+
+    With `K = Q U^T`, the transform is the pseudo-inverse `T = (K^T)^+`, and
+
+        dT = -T dK^T T + T T^T dK (I - K^T T).
+
+    The whitening gives the first term; the second acts on what is inconsistent
+    in the data along dependent rows, and is this function's derivative.
+    """
+    del basis, unit_rows
+    return jnp.zeros_like(transform)
+
+
+@_null_part.defjvp
+def _null_part_jvp(primals, tangents):
+    (basis, unit_rows, t), (d_basis, d_unit_rows, _) = primals, tangents
+    k = gram(basis, unit_rows)
+    dk = gram(d_basis, unit_rows) + gram(basis, d_unit_rows)
+    residual = jnp.eye(len(t), dtype=t.dtype) - product(k.T, t)
+    return jnp.zeros_like(t), product(t, t.T, dk, residual)

@@ -1,0 +1,95 @@
+"""Functions of small symmetric matrices whose derivatives survive repeated eigenvalues.
+
+For an analytic f and `M = V diag(w) V^T`, the Daleckii-Krein formula gives
+
+    d f(M) = V (phi * (V^T dM V)) V^T,    phi_ij = (f(w_i) - f(w_j)) / (w_i - w_j),
+
+and the functions here write phi in closed form, so that no gap between equal
+eigenvalues is ever divided by and no tolerance decides what "equal" means.
+They are `custom_jvp`s whose rules call the functions themselves, hence
+differentiate in both modes and more than once.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def product(*matrices: jax.Array) -> jax.Array:
+    """The product of small matrices, at the highest precision that the device has."""
+    result = matrices[0]
+    for matrix in matrices[1:]:
+        result = jnp.matmul(result, matrix, precision=lax.Precision.HIGHEST)
+    return result
+
+
+def mirror(m: jax.Array) -> jax.Array:
+    """The symmetric matrix with the lower triangle of m, equal to its transpose bit for bit."""
+    return jnp.tril(m) + jnp.tril(m, -1).T
+
+
+def symmetrize(m: jax.Array) -> jax.Array:
+    """The symmetric part, `(m + m^T) / 2`."""
+    return mirror((m + m.T) / 2)
+
+
+def reciprocal(x: jax.Array) -> jax.Array:
+    """1 / x, and 0 where x is 0; its derivative there is 0 as well."""
+    zero = x == 0
+    return jnp.where(zero, 0, 1 / jnp.where(zero, 1, x))
+
+
+@jax.custom_jvp
+def eigh(m: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Ascending eigenvalues w and orthonormal eigenvectors V (columns) of a symmetric m.
+
+    The derivative of V keeps no component between eigenvectors of one eigenvalue
+    (where it does not exist) instead of dividing by zero: what depends on their
+    span alone differentiates right.
+    """
+    w, v = jnp.linalg.eigh(m, symmetrize_input=False)
+    return w, v
+
+
+@eigh.defjvp
+def _eigh_jvp(primals, tangents):
+    (m,), (dm,) = primals, tangents
+    w, v = eigh(m)
+    rotated = product(v.T, dm, v)
+    dv = product(v, reciprocal(w[None, :] - w[:, None]) * rotated)
+    return (w, v), (jnp.diagonal(rotated), dv)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def masked_inverse(select: Callable, m: jax.Array, *args: jax.Array) -> jax.Array:
+    """`V diag(keep / w) V^T` for symmetric `m = V diag(w) V^T` and `keep = select(w, V, *args)`.
+
+    The mask is piecewise constant: the derivative is that of the kept spectral
+    part, `phi_ij` = -1 / (w_i w_j) for two kept eigenvalues, 0 for two dropped ones, and
+    (keep_i / w_i - keep_j / w_j) / (w_i - w_j) for one of each. It is infinite
+    where a kept eigenvalue meets a dropped one; there the function jumps, and
+    the rule returns the part that is finite.
+    """
+    w, v = eigh(m)
+    return product(v * _kept_reciprocal(select, w, v, args)[None, :], v.T)
+
+
+@masked_inverse.defjvp
+def _masked_inverse_jvp(select, primals, tangents):
+    m, *args = primals
+    w, v = eigh(m)
+    f = _kept_reciprocal(select, w, v, args)
+    kept = f != 0
+    one_kept = kept[:, None] != kept[None, :]
+    gaps = reciprocal(jnp.where(one_kept, w[:, None] - w[None, :], 0))
+    phi = (f[:, None] - f[None, :]) * gaps - f[:, None] * f[None, :]
+    inverse = product(v * f[None, :], v.T)
+    return inverse, product(v, phi * product(v.T, tangents[0], v), v.T)
+
+
+def _kept_reciprocal(select, w, v, args):
+    keep = select(w, v, *args)
+    return jnp.where(keep, reciprocal(jnp.where(keep, w, 0)), 0)

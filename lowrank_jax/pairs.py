@@ -1,0 +1,334 @@
+"""From points and gradients to secant pairs.
+
+A secant pair (s, y) is a step between two points and the difference of the
+gradients there; a Hessian H that is constant between them gives `y = H s`.
+Each pairing below takes n points, a pytree whose leaves have a leading axis n,
+and the gradients at them, and says which differences are formed.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lowrank_jax import _checks, _frames, _losses
+
+
+class SecantPairs(NamedTuple):
+    """Steps `s_i` and the gradient differences `y_i ~ H s_i` along them.
+
+    Attributes:
+      steps: a pytree whose leaves have a leading axis n.
+      grad_diffs: the same structure and shapes.
+      rounding: (n,), the relative rounding error of each pair, or None where it is
+        unknown. A gradient computed at x is off by about eps |g| and is the
+        gradient of some point within eps |x|, so with c the largest |y_j| / |s_j|,
+
+            rounding_i = eps (|x| / |s_i| + |g| / (c |s_i|)).
+
+        Near 1 the pair carries nothing but noise; it is infinite for points that
+        rounding cannot tell apart, whose zero step no fit uses.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> pairs = SecantPairs(jnp.eye(2), jnp.diag(jnp.array([3.0, -1.0])))
+      >>> pairs.steps.shape
+      (2, 2)
+    """
+
+    steps: Any
+    grad_diffs: Any
+    rounding: jax.Array | None = None
+
+
+def centered(points: Any, grads: Any) -> SecantPairs:
+    """Steps from the mean of the cloud, `s_i = x_i - mean(x)`, `y_i = g_i - mean(g)`.
+
+    The n pairs sum to zero: n points give n - 1 independent ones. All points
+    play the same part, so their order does not matter.
+
+    The first point is subtracted before the mean is taken: the mean of points far from
+    the origin would be rounded to their own resolution. A point that is the mean to
+    within rounding, as the centre of a symmetric stencil is, has a step of exactly zero.
+
+    Args:
+      points: n points, a pytree whose leaves have a leading axis n.
+      grads: the gradients there, of the same structure.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays.
+      ValueError: for no points, or structures or shapes that differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> points = jnp.array([[1.0, 0.0], [3.0, 0.0]])
+      >>> centered(points, 2 * points).steps
+      Array([[-1.,  0.],
+             [ 1.,  0.]], dtype=float32)
+    """
+    points, grads, n = _cloud(points, grads)
+    near_points, near_grads = (
+        _differences(points, _row(points, 0)),
+        _differences(grads, _row(grads, 0)),
+    )
+    mean = jnp.full((n,), 1 / n, _frames.compute_dtype(points))
+    middle, grad_middle = _frames.combine(mean, near_points), _frames.combine(mean, near_grads)
+    steps, grad_diffs = _differences(near_points, middle), _differences(near_grads, grad_middle)
+    real = _resolved(steps, points)
+    steps = _frames.cast_like(_frames.scale(real, steps), points)
+    grad_diffs = _frames.cast_like(grad_diffs, grads)
+    return _rounded(steps, grad_diffs, _largest(points), _largest(grads))
+
+
+def from_first(points: Any, grads: Any) -> SecantPairs:
+    """Steps from the cloud's own first point, `s_i = x_i - x_0` for i = 1 .. n - 1.
+
+    Args:
+      points: n points, a pytree whose leaves have a leading axis n.
+      grads: the gradients there, of the same structure.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays.
+      ValueError: for no points, or structures or shapes that differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> points = jnp.array([[1.0, 0.0], [3.0, 0.0]])
+      >>> from_first(points, 2 * points).grad_diffs
+      Array([[4., 0.]], dtype=float32)
+    """
+    points, grads, _ = _cloud(points, grads)
+    return _anchored(_tail(points), _tail(grads), _row(points, 0), _row(grads, 0))
+
+
+def anchored(points: Any, grads: Any, anchor: Any, anchor_grad: Any) -> SecantPairs:
+    """Steps from a given point with a given gradient, `s_i = x_i - a`, `y_i = g_i - g_a`.
+
+    Anchored at zero with zero gradient the pairs are the points and gradients
+    themselves, and the equations are `H x_i = g_i`.
+
+    Args:
+      points: n points, a pytree whose leaves have a leading axis n.
+      grads: the gradients there, of the same structure.
+      anchor: one point, without the leading axis.
+      anchor_grad: the gradient there.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays.
+      ValueError: for no points, or structures or shapes that differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> points = jnp.array([[1.0, 0.0], [3.0, 0.0]])
+      >>> anchored(points, 2 * points, jnp.ones(2), 2 * jnp.ones(2)).steps
+      Array([[ 0., -1.],
+             [ 2., -1.]], dtype=float32)
+    """
+    points, grads, _ = _cloud(points, grads)
+    anchor, anchor_grad = (
+        _checks.vector(anchor, "anchor"),
+        _checks.vector(anchor_grad, "anchor_grad"),
+    )
+    _checks.like(anchor, "anchor", points, "one of points", pattern_lead=1)
+    _checks.like(anchor_grad, "anchor_grad", points, "one of points", pattern_lead=1)
+    return _anchored(points, grads, anchor, anchor_grad)
+
+
+def successive(points: Any, grads: Any) -> SecantPairs:
+    """The steps of a trajectory, `s_k = x_{k+1} - x_k`, `y_k = g_{k+1} - g_k`.
+
+    Args:
+      points: n points in their order, a pytree whose leaves have a leading axis n.
+      grads: the gradients there, of the same structure.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays.
+      ValueError: for no points, or structures or shapes that differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> points = jnp.array([[0.0], [1.0], [3.0]])
+      >>> successive(points, 2 * points).steps
+      Array([[1.],
+             [2.]], dtype=float32)
+    """
+    points, grads, _ = _cloud(points, grads)
+    steps = jax.tree.map(lambda x: _difference(x[1:], x[:-1]), points)
+    grad_diffs = jax.tree.map(lambda g: _difference(g[1:], g[:-1]), grads)
+    steps, grad_diffs = _frames.cast_like(steps, points), _frames.cast_like(grad_diffs, grads)
+    return _rounded(steps, grad_diffs, _largest(points), _largest(grads))
+
+
+def concatenate(*pairs: SecantPairs) -> SecantPairs:
+    """All pairs of several sets as one set, in their order.
+
+    Where only some of them know their rounding, the others count as rounded to their dtype.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays.
+      ValueError: for no sets, or sets of different structure.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> pairs = SecantPairs(jnp.ones((2, 3)), jnp.ones((2, 3)))
+      >>> concatenate(pairs, pairs).steps.shape
+      (4, 3)
+    """
+    if not pairs:
+        raise ValueError("concatenate must be given at least one set of pairs, got none")
+    sets = [check(each)[0] for each in pairs]
+    for each in sets:
+        _checks.like(
+            each.steps, "each set's steps", sets[0].steps, "the first set", lead=1, pattern_lead=1
+        )
+    steps, grad_diffs = jax.tree.map(
+        lambda *leaves: jnp.concatenate(leaves), *[(each.steps, each.grad_diffs) for each in sets]
+    )
+    if all(each.rounding is None for each in sets):
+        return SecantPairs(steps, grad_diffs)
+    return SecantPairs(steps, grad_diffs, jnp.concatenate([rounding(each) for each in sets]))
+
+
+def secant_pairs(
+    loss: Callable,
+    argnums: _losses.Argnums = 0,
+    *,
+    has_aux: bool = False,
+    pairing: Callable[[Any, Any], SecantPairs] = centered,
+    batch_size: int | None = None,
+) -> Callable:
+    """A function of points that takes their gradients and pairs them.
+
+    Args:
+      loss: a scalar function; it is differentiated once, in argument `argnums`.
+      argnums: the argument that is a stack of points, or a tuple of such
+        arguments; the others are shared by all points.
+      has_aux: the loss returns `(value, aux)`.
+      pairing: a function of `(points, grads)`, see this module.
+      batch_size: how many gradients are computed at once, as in `jax.lax.map`;
+        None computes all at once by `jax.vmap`.
+
+    Returns:
+      A function of the loss's arguments, in their order, with n points in place of
+      one. It returns `SecantPairs`, or `(SecantPairs, aux)` with aux stacked over points.
+
+    Raises:
+      TypeError: for points that are not real floating-point arrays, or such a value of the loss.
+      ValueError: for no points, leading axes that differ, or a loss that is not scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> pairs = secant_pairs(lambda x: jnp.sum(x**2))(jnp.eye(3))
+      >>> bool(jnp.allclose(pairs.grad_diffs, 2 * pairs.steps))
+      True
+    """
+    if batch_size is not None:
+        _checks.count(batch_size, "batch_size", 1)
+
+    def pairs_of_points(*args):
+        points, rest = _losses.split(argnums, args)
+        points, _ = _checks.rows(points, "points")
+        gradient = _losses.gradient(loss, argnums, rest, has_aux=has_aux)
+        if batch_size is None:
+            out = jax.vmap(gradient)(points)
+        else:
+            out = lax.map(gradient, points, batch_size=batch_size)
+        grads, aux = out if has_aux else (out, None)
+        pairs = pairing(points, grads)
+        return (pairs, aux) if has_aux else pairs
+
+    return pairs_of_points
+
+
+def check(pairs: SecantPairs) -> tuple[SecantPairs, int]:
+    """The pairs as arrays, and their number.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays.
+      ValueError: for no leaves, or steps and gradient differences of different structure.
+    """
+    if not isinstance(pairs, SecantPairs):
+        raise TypeError(f"pairs must be SecantPairs, got {type(pairs).__name__}")
+    steps, n = _checks.rows(pairs.steps, "pairs.steps")
+    grad_diffs, _ = _checks.rows(pairs.grad_diffs, "pairs.grad_diffs")
+    _checks.like(grad_diffs, "pairs.grad_diffs", steps, "pairs.steps")
+    if pairs.rounding is not None and jnp.shape(pairs.rounding) != (n,):
+        shape = jnp.shape(pairs.rounding)
+        raise ValueError(f"pairs.rounding must have shape ({n},), got {shape}")
+    return SecantPairs(steps, grad_diffs, pairs.rounding), n
+
+
+def rounding(pairs: SecantPairs) -> jax.Array:
+    """Each pair's relative rounding error, (n,); that of the dtype where it is unknown."""
+    if pairs.rounding is not None:
+        return jnp.asarray(pairs.rounding)
+    dtype = _frames.compute_dtype(pairs.steps)
+    return jnp.full(_frames.length(pairs.steps), _frames.resolution(pairs.steps), dtype)
+
+
+def _cloud(points, grads):
+    points, n = _checks.rows(points, "points")
+    grads, _ = _checks.rows(grads, "grads")
+    _checks.like(grads, "grads", points, "points")
+    if n == 0:
+        raise ValueError("points must hold at least one point, got a leading axis of 0")
+    return points, grads, n
+
+
+def _anchored(points, grads, anchor, anchor_grad):
+    steps = _frames.cast_like(_differences(points, anchor), points)
+    grad_diffs = _frames.cast_like(_differences(grads, anchor_grad), grads)
+    size = jnp.maximum(_largest(points), _frames.norm(anchor))
+    grad_size = jnp.maximum(_largest(grads), _frames.norm(anchor_grad))
+    return _rounded(steps, grad_diffs, size, grad_size)
+
+
+def _rounded(steps, grad_diffs, size, grad_size):
+    """The pairs with their rounding, from the norms of the largest point and gradient."""
+    eps = _frames.resolution((steps, grad_diffs))
+    step, grad_diff = _frames.norms(steps), _frames.norms(grad_diffs)
+    used = step > 0
+    step = jnp.where(used, step, 1)
+    slope = jnp.max(jnp.where(used, grad_diff / step, 0), initial=0)
+    flat = slope == 0
+    equivalent = jnp.where(flat, jnp.inf, grad_size / jnp.where(flat, 1, slope))
+    equivalent = jnp.where(grad_size == 0, 0, equivalent)
+    lost = jnp.where(size + grad_size > 0, jnp.inf, 0)
+    error = jnp.where(used, eps * (size + equivalent) / step, lost)
+    return SecantPairs(steps, grad_diffs, lax.stop_gradient(error))
+
+
+def _resolved(steps, points):
+    """1 for a step with an entry of more than four roundings of the points' entries, else 0."""
+
+    def leaf_resolved(s, x):
+        noise = 4 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), axis=0, keepdims=True)
+        resolved = jnp.abs(s) > noise.astype(s.dtype)
+        return jnp.any(resolved | jnp.isnan(s), axis=tuple(range(1, s.ndim)))
+
+    found = jax.tree.leaves(jax.tree.map(leaf_resolved, steps, points))
+    return functools.reduce(jnp.logical_or, found).astype(_frames.compute_dtype(points))
+
+
+def _largest(rows):
+    return jnp.max(_frames.norms(rows), initial=0)
+
+
+def _difference(x, y):
+    wide = _frames.wider(x.dtype, jnp.float32)
+    return x.astype(wide) - y.astype(wide)
+
+
+def _differences(rows, one):
+    return jax.tree.map(lambda x, a: _difference(x, a[None]), rows, one)
+
+
+def _row(rows, i):
+    return jax.tree.map(lambda x: x[i], rows)
+
+
+def _tail(rows):
+    return jax.tree.map(lambda x: x[1:], rows)

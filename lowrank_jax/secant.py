@@ -1,0 +1,142 @@
+"""The fit: secant pairs in, the low-rank Hessian that satisfies them out.
+
+Let the rows of Q be an orthonormal basis of the row space of the steps S, `Q = T S`, and
+
+    Z = T Y (~ Q H),    A = Z Q^T,    M = (A + A^T) / 2,    P = Z - A Q.
+
+For every symmetric C the operator
+
+    H_r = [Q; P]^T [[M, I], [I, C]] [Q; P]
+
+minimises `|Q H - Z|_F` over the symmetric H: the least squares of the secant equations
+`S H = Y` in whitened steps. Where the data are consistent, all of them satisfy
+`S H_r = Y`. C says how H_r acts outside the span of the steps, where nothing was measured:
+C = 0 is the H of least Frobenius norm, C = M^+ the one of least rank.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lowrank_jax import _checks, _frames
+from lowrank_jax._spectral import masked_inverse, product, symmetrize
+from lowrank_jax.pairs import SecantPairs, check
+from lowrank_jax.symmetric import SymmetricLowRank
+
+
+def fit(
+    pairs: SecantPairs,
+    /,
+    *,
+    extrapolate: float | jax.Array = 2 / 3,
+    rtol: float | jax.Array | None = None,
+) -> SymmetricLowRank:
+    """The symmetric operator of rank at most 2n that solves the secant equations `H s_i = y_i`.
+
+    Consistent pairs are satisfied exactly at any `extrapolate`. Inconsistent ones
+    (a loss that is not quadratic on the cloud) are met in the least-squares sense of
+    this module's text: in whitened steps, so that mixing the pairs changes nothing.
+    Dependent, repeated, zero and more than D pairs are handled by masks; a
+    non-finite entry makes the whole operator NaN.
+
+    What the pairs cannot tell is how H acts outside the span of the steps, and
+    `extrapolate` decides:
+
+    * 0 assumes nothing: the H of least Frobenius norm (the multisecant Powell-symmetric-Broyden
+      update of zero). It differentiates wherever the rank of the steps is constant.
+    * 1 assumes rank n: `Y^T (S Y^T)^+ Y` (block SR1 from zero, Nystrom), exact if
+      rank H <= n. For an indefinite H it is large now and then, and it is
+      discontinuous where `S Y^T` loses rank.
+    * Between, the directions of largest curvature among the steps extrapolate, the fraction
+      `extrapolate` of them, rounded down; a tie across the cut is left out. The
+      default, 2/3, is a heuristic: near the best of all fixed values over many spectra.
+
+    Below 1 the H_r of a positive semidefinite Hessian is slightly indefinite: the
+    smallest over the largest eigenvalue may reach -0.6 at 0 and -0.03 at 2/3.
+    At any value a direction extrapolates only if its curvature rises above rounding and
+    above sqrt(eps) times what it would extrapolate (the skip rule of SR1).
+
+    Args:
+      pairs: steps (n, ...) and gradient differences (n, ...), pytrees of one structure.
+        bfloat16 and float16 are computed in float32.
+      extrapolate: in [0, 1]; may be traced, and NaN is treated as 0.
+      rtol: directions of the unit steps below `rtol` times the largest singular value
+        are dropped, as in `jnp.linalg.pinv`; None drops what is rounding noise.
+
+    Returns:
+      `SymmetricLowRank` with 2n factors, leaves in the dtypes of the steps.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays.
+      ValueError: for structures or shapes that differ, or options outside their interval.
+
+    Source: Schnabel, Quasi-Newton methods using multiple secant equations, report CU-CS-247-83
+    (1983); Byrd, Nocedal and Schnabel, Representations of quasi-Newton matrices,
+    Mathematical Programming 63 (1994), for the compact forms at the two ends.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> a = jnp.diag(jnp.array([3.0, -1.0, 0.0, 0.0]))
+      >>> steps = jnp.array([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
+      >>> h = fit(SecantPairs(steps, steps @ a), extrapolate=1)
+      >>> bool(jnp.allclose(h.to_dense(), a, atol=1e-5))
+      True
+    """
+    pairs, n = check(pairs)
+    _checks.between(extrapolate, "extrapolate", 0, 1)
+    rtol = 0.0 if rtol is None else rtol
+    _checks.between(rtol, "rtol", 0, 1)
+    if n == 0:
+        return SymmetricLowRank(pairs.steps, jnp.zeros((0, 0), _frames.compute_dtype(pairs.steps)))
+    least_norm = not isinstance(extrapolate, jax.Array) and float(extrapolate) == 0
+    return _fit(pairs.steps, pairs.grad_diffs, extrapolate, rtol, least_norm=least_norm)
+
+
+@partial(jax.jit, static_argnames="least_norm")
+def _fit(
+    steps: Any, grad_diffs: Any, extrapolate: Any, rtol: Any, *, least_norm: bool
+) -> SymmetricLowRank:
+    s, y = _frames.widen((steps, grad_diffs))
+    n = _frames.length(s)
+    eps = _frames.resolution(steps)
+    basis = _frames.orthonormal(s, eps=eps, rtol=rtol)
+    q = basis.rows
+
+    # In units of a power of two, so that P P^T keeps its digits and an H of any size fits.
+    y_peaks = _frames.peaks(y)
+    unit = _frames.power_of_two(jnp.max(y_peaks * basis.scale))
+    z = _frames.combine(basis.transform * (basis.scale / unit)[None, :], y)
+    a = _frames.gram(z, q)
+    m = symmetrize(a)
+    p = jax.tree.map(jnp.subtract, z, _frames.combine(a, q))
+
+    if least_norm:
+        c = jnp.zeros_like(m)
+    else:
+        rank = jnp.sum(basis.kept)
+        c = masked_inverse(_extrapolated, m, _frames.gram(p, p), rank, extrapolate, eps)
+    one = jnp.eye(n, dtype=m.dtype)
+    core = unit * jnp.block([[m, one], [one, c]])
+    finite = jnp.isfinite(jnp.max(_frames.peaks(s) + y_peaks))
+    core = core * jnp.where(finite, 1, jnp.nan).astype(core.dtype)
+    factors = jax.tree.map(lambda top, bottom: jnp.concatenate([top, bottom]), q, p)
+    return SymmetricLowRank(_frames.cast_like(factors, steps), core)
+
+
+def _extrapolated(w, v, pp, rank, extrapolate, eps):
+    """Which eigenvectors of M extrapolate; `pp` is P P^T.
+
+    The `floor(extrapolate * rank)` largest |w| (a tie across the cut is
+    dropped whole, or permuted points would give another H), if they rise above
+    sqrt(eps) |P_i|, `P_i = v_i^T P`, and above the rounding of the largest row.
+    """
+    size = jnp.abs(w)
+    outside = jnp.sqrt(jnp.maximum(jnp.sum(v * product(pp, v), axis=0), 0))
+    most = jnp.floor(extrapolate * rank.astype(w.dtype) + 1e-4).astype(rank.dtype)
+    descending = jnp.append(-jnp.sort(-size), 0)
+    cut = jnp.where(most >= rank, 0, descending[most])
+    ranked = size > cut * (1 + jnp.sqrt(eps))
+    noise = 4 * len(w) * eps * jnp.max(jnp.hypot(size, outside))
+    return ranked & (size > jnp.sqrt(eps) * outside) & (size > noise)

@@ -1,0 +1,67 @@
+"""What must hold with double precision off; `test_default_settings` runs this."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowrank_jax as lrj
+from tests import draws, reference
+
+
+def test_double_precision_is_off():
+    assert jnp.ones(1).dtype == np.float32
+
+
+def test_float64_input_becomes_float32(rng):
+    a, s = draws.symmetric(rng, 12), rng.normal(size=(5, 12))
+    h = lrj.fit(lrj.SecantPairs(s, s @ a))
+    assert h.dtype == np.float32
+    assert h.core.dtype == np.float32
+    assert reference.relative_error(h.to_dense(), reference.fit(s, s @ a, 2 / 3)) < 1e-5
+    assert np.asarray(h.eigenvalues()).dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", draws.DEPENDENT)
+def test_dependent_pairs(rng, kind):
+    s, rank = draws.dependent(rng, kind)
+    s = s.astype(np.float32)
+    y = rng.normal(size=s.shape).astype(np.float32)
+    pairs = lrj.SecantPairs(s, y)
+    h = lrj.fit(pairs)
+    truth = reference.fit(s, y, 2 / 3, rank=rank, eps=2.0**-23)
+    assert reference.relative_error(h.to_dense(), truth) < 1e-5
+    assert lrj.diagnose(h, pairs).rank == rank
+
+
+def test_gradients_of_a_penalty_are_those_of_double_precision(rng):
+    w, points = rng.normal(size=(3, 6)), rng.normal(size=(5, 6))
+
+    def loss(x, w):
+        return jnp.sum(jnp.tanh(w @ x) ** 2)
+
+    def penalty(w):
+        return lrj.secant_hessian(loss)(points.astype(w.dtype), w).frobenius_norm()
+
+    found = jax.grad(penalty)(w.astype(np.float32))
+    with jax.enable_x64(True):
+        truth = jax.grad(penalty)(w)
+    assert found.dtype == np.float32
+    assert reference.relative_error(found, truth) < 1e-3
+
+
+def test_mixed_half_and_single_leaves_keep_their_dtypes(rng):
+    points = {
+        "a": jnp.asarray(rng.normal(size=(4, 3)), jnp.bfloat16),
+        "b": jnp.asarray(rng.normal(size=(4, 5)), jnp.float32),
+    }
+
+    def loss(p):
+        return jnp.sum(p["a"].astype(jnp.float32) ** 2) + jnp.sum(p["b"] ** 4)
+
+    h = lrj.secant_hessian(loss)(points)
+    v = jax.tree.map(lambda x: x[0], points)
+    assert jax.tree.map(lambda x: x.dtype, h @ v) == jax.tree.map(lambda x: x.dtype, v)
+    assert np.isfinite(h.to_dense()).all()
+    assert np.isfinite(lrj.hvp(loss)(v, v)["b"]).all()
+    assert lrj.gradient_difference(loss)(v, v)["a"].dtype == jnp.bfloat16

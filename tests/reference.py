@@ -1,0 +1,114 @@
+"""Slow dense twins in NumPy float64: the truth that the library is held against.
+
+Nothing here knows the library. Rows are vectors: `S` (n, D) steps, `Y` (n, D)
+gradient differences, `Y ~ S H`.
+"""
+
+import numpy as np
+
+
+def symmetric_basis(dim):
+    """An orthonormal basis of the symmetric (dim, dim) matrices in the Frobenius inner product."""
+    basis = []
+    for i in range(dim):
+        for j in range(i + 1):
+            e = np.zeros((dim, dim))
+            e[i, j] = e[j, i] = 1.0 if i == j else np.sqrt(0.5)
+            basis.append(e)
+    return np.array(basis)
+
+
+def least_norm_solution(s, y):
+    """The symmetric H of least Frobenius norm among those that minimise |S H - Y|_F."""
+    basis = symmetric_basis(s.shape[1])
+    columns = np.einsum("ni,bij->njb", s, basis).reshape(-1, len(basis))
+    coordinates = np.linalg.lstsq(columns, y.ravel(), rcond=1e-12)[0]
+    return np.tensordot(coordinates, basis, 1)
+
+
+def gram_schmidt_eigenproblem(x, y):
+    """The low-rank Hessian by the eigenvalue problem in the coordinates of [X Y].
+
+    G is an orthonormal basis of all x and y, X' = G^T X, Y' = G^T Y (2n, n), and
+    J = Y' Y'^T = U S U^T has rank n. An eigenvector u = G U_n a of H with
+    eigenvalue s satisfies a / s = S_n^-1 U_n^T Y' X'^T U_n a: a nonsymmetric problem.
+    It needs n independent pairs, 2n <= D, and a Hessian of rank n at least.
+    """
+    g, _ = np.linalg.qr(np.concatenate([x, y]).T)
+    x_hat, y_hat = g.T @ x.T, g.T @ y.T
+    u, s, _ = np.linalg.svd(y_hat @ y_hat.T)
+    n = len(x)
+    u, s = u[:, :n], s[:n]
+    inverse_values, a = np.linalg.eig(u.T @ y_hat @ x_hat.T @ u / s[:, None])
+    vectors = g @ u @ a
+    vectors = np.real(vectors / np.linalg.norm(vectors, axis=0))
+    return vectors @ np.diag(1 / np.real(inverse_values)) @ vectors.T
+
+
+def unit_pairs(s, y):
+    """Both scaled to steps of norm 1; zero steps and their differences become zero."""
+    length = np.linalg.norm(s, axis=1, keepdims=True)
+    inverse = np.divide(1, length, out=np.zeros_like(length), where=length > 0)
+    return s * inverse, y * inverse
+
+
+def whitened(s, y, rank):
+    """An orthonormal basis Q of the steps' span and the least-squares Z ~ Q H."""
+    unit, slopes = unit_pairs(s, y)
+    q = np.linalg.svd(unit, full_matrices=False)[2][:rank]
+    return q, np.linalg.lstsq(unit @ q.T, slopes, rcond=None)[0]
+
+
+def fit(s, y, extrapolate, *, rank=None, eps=2.0**-52):
+    """The dense H_r: [Q; P]^T [[M, I], [I, C]] [Q; P], C from the kept eigenvalues of M."""
+    s, y = np.asarray(s, float), np.asarray(y, float)
+    rank = np.linalg.matrix_rank(s) if rank is None else rank
+    q, z = whitened(s, y, rank)
+    a = z @ q.T
+    m, p = (a + a.T) / 2, z - a @ q
+    w, v = np.linalg.eigh(m)
+    outside = np.linalg.norm(v.T @ p, axis=1)
+    most = int(np.floor(extrapolate * rank + 1e-4))
+    size = np.abs(w)
+    cut = np.append(np.sort(size)[::-1], 0)[most]
+    keep = size > cut * (1 + np.sqrt(eps))
+    keep &= size > np.sqrt(eps) * outside
+    keep &= size > 4 * len(s) * eps * np.max(np.hypot(w, outside), initial=0)
+    c = v[:, keep] / w[keep] @ v[:, keep].T
+    return q.T @ m @ q + q.T @ p + p.T @ q + p.T @ c @ p
+
+
+def low_rank(factors, core):
+    """B^T K B."""
+    return factors.T @ core @ factors
+
+
+def relative_error(found, truth):
+    """Frobenius norm of the difference over that of the truth (absolute where that is 0)."""
+    found, truth = np.asarray(found, float), np.asarray(truth, float)
+    scale = np.linalg.norm(truth)
+    return np.linalg.norm(found - truth) / (scale if scale > 0 else 1)
+
+
+def eckart_young_error(h, rank):
+    """The relative Frobenius error of the best approximation of that rank."""
+    s = np.sort(np.abs(np.linalg.eigvalsh(np.asarray(h, float))))
+    return np.sqrt(np.sum(s[: max(len(s) - rank, 0)] ** 2) / np.sum(s**2))
+
+
+def numpy_fit(s, y, extrapolate):
+    """`fit` in the dtype of its input by NumPy's reduced Householder QR: the float32 yardstick."""
+    q, r = np.linalg.qr(s.T)
+    q = q.T
+    z = np.linalg.solve(r.T, y)
+    a = z @ q.T
+    m, p = (a + a.T) / 2, z - a @ q
+    if extrapolate == 0:
+        c = np.zeros_like(m)
+    else:
+        w, v = np.linalg.eigh(m)
+        size = np.abs(w)
+        cut = np.append(np.sort(size)[::-1], 0)[int(np.floor(extrapolate * len(s) + 1e-4))]
+        keep = size > cut
+        c = v[:, keep] / w[keep] @ v[:, keep].T
+    return q.T @ m @ q + q.T @ p + p.T @ q + p.T @ c @ p

@@ -1,0 +1,45 @@
+"""Dependent, repeated, zero and too many pairs: the operator of the dense twin."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowrank_jax as lrj
+from tests import draws, reference
+
+TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("consistent", [True, False])
+@pytest.mark.parametrize("kind", draws.DEPENDENT)
+def test_dependent_pairs_give_the_operator_of_the_dense_twin(rng, kind, consistent, dtype):
+    steps, slopes, truth = [], [], []
+    for _ in range(100):
+        s, rank = draws.dependent(rng, kind)
+        y = s @ draws.symmetric(rng, s.shape[1]) if consistent else rng.normal(size=s.shape)
+        steps.append(s.astype(dtype))
+        slopes.append(y.astype(dtype))
+        eps = np.finfo(dtype).eps
+        truth.append(reference.fit(steps[-1], slopes[-1], 2 / 3, rank=rank, eps=eps))
+
+    def loss(s, y):
+        h = lrj.fit(lrj.SecantPairs(s, y))
+        return jnp.sum(h @ jnp.ones(s.shape[1], dtype)) + h.trace(), h.to_dense()
+
+    both = jax.jit(jax.vmap(jax.grad(loss, argnums=(0, 1), has_aux=True)))
+    gradients, found = both(np.array(steps), np.array(slopes))
+    errors = [reference.relative_error(h, t) for h, t in zip(found, truth, strict=True)]
+    assert np.max(errors) < TOLERANCE[dtype]
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("kind", draws.DEPENDENT)
+def test_ill_conditioned_dependent_pairs_are_least_squares(rng, kind):
+    """No multiple of a vanishing combination of pairs leaks into the others' solution."""
+    for _ in range(20):
+        s, rank = draws.dependent(rng, kind, cond=1e3)
+        y = rng.normal(size=s.shape)
+        found = lrj.fit(lrj.SecantPairs(s, y), extrapolate=0).to_dense()
+        assert reference.relative_error(found, reference.fit(s, y, 0, rank=rank)) < 1e-9

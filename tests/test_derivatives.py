@@ -1,0 +1,125 @@
+"""Derivatives of the fit against finite differences, where the function is differentiable."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import lowrank_jax as lrj
+from tests import draws
+
+DIM, N = 9, 4
+V = np.linspace(-1, 1, DIM)
+
+
+def results(extrapolate, s, y):
+    h = lrj.fit(lrj.SecantPairs(s, y), extrapolate=extrapolate)
+    return h @ V, h.trace(), h.frobenius_norm(), h.bilinear(V, V**2)
+
+
+def generic(rng):
+    s = rng.normal(size=(N, DIM))
+    return s, s @ draws.symmetric(rng, DIM)
+
+
+def identity(rng):
+    s = rng.normal(size=(N, DIM))
+    return s, s.copy()
+
+
+def exact_low_rank(rng):
+    s = rng.normal(size=(N, DIM))
+    return s, s @ draws.symmetric(rng, DIM, 2)
+
+
+def inconsistent(rng):
+    return rng.normal(size=(N, DIM)), rng.normal(size=(N, DIM))
+
+
+def more_than_dim(rng):
+    return rng.normal(size=(DIM + 3, DIM)), rng.normal(size=(DIM + 3, DIM))
+
+
+def orthonormal(rng):
+    s = np.linalg.qr(rng.normal(size=(DIM, N)))[0].T
+    return s, s @ draws.symmetric(rng, DIM)
+
+
+def unit_vectors(rng):
+    s = np.eye(DIM)[[1, 3, 4, 8]]
+    return s, s @ draws.symmetric(rng, DIM)
+
+
+@pytest.mark.parametrize(
+    ("draw", "extrapolate", "order"),
+    [
+        (generic, 0, 2),
+        (generic, 2 / 3, 2),
+        (generic, 1, 2),
+        (inconsistent, 0, 1),
+        (inconsistent, 2 / 3, 1),
+        (orthonormal, 0, 2),
+        (orthonormal, 2 / 3, 2),
+        (unit_vectors, 0, 2),
+        (unit_vectors, 2 / 3, 2),
+        (identity, 0, 2),
+        (identity, 1, 1),
+        (exact_low_rank, 0, 1),
+        (more_than_dim, 0, 1),
+        (more_than_dim, 2 / 3, 1),
+    ],
+)
+def test_derivatives_of_the_fit(rng, draw, extrapolate, order):
+    s, y = draw(rng)
+    check_grads(partial(results, extrapolate), (s, y), order=order, rtol=1e-5, atol=1e-5, eps=1e-6)
+
+
+def test_derivatives_of_the_fit_at_tied_curvatures():
+    # The tie across the cut is left out within a relative sqrt(eps): the step stays below that.
+    s = np.eye(DIM)[[1, 4, 7]]
+    y = s @ draws.chain_laplacian(DIM)
+    for extrapolate in (0, 2 / 3, 1):
+        check_grads(partial(results, extrapolate), (s, y), order=1, rtol=1e-5, atol=1e-5, eps=2e-9)
+
+
+@pytest.mark.parametrize("extrapolate", [0, 2 / 3])
+def test_derivatives_with_a_duplicated_point(rng, extrapolate):
+    """Along changes that keep the rank: both copies move together, their gradients freely."""
+    s, y = rng.normal(size=(N, DIM)), rng.normal(size=(N + 1, DIM))
+
+    def of_distinct(s, y):
+        return results(extrapolate, jnp.concatenate([s, s[1:2]]), y)
+
+    check_grads(of_distinct, (s, y), order=1, rtol=1e-5, atol=1e-5, eps=1e-6)
+
+
+def loss(x, w):
+    return jnp.sum(jnp.tanh(w @ x) ** 2) + 0.5 * jnp.sum(w[0] * x**2)
+
+
+@pytest.mark.parametrize("pairing", [lrj.centered, lrj.from_first, lrj.successive])
+@pytest.mark.parametrize("extrapolate", [0, 2 / 3])
+@pytest.mark.parametrize("n", [N, DIM + 3])
+def test_derivatives_through_points_and_parameters(rng, pairing, extrapolate, n):
+    points, w = rng.normal(size=(n, DIM)), rng.normal(size=(3, DIM))
+
+    def of_points(points, w):
+        h = lrj.secant_hessian(loss, pairing=pairing, extrapolate=extrapolate)(points, w)
+        return h @ V, h.trace()
+
+    check_grads(of_points, (points, w), order=1, rtol=1e-5, atol=1e-5, eps=1e-6)
+
+
+def test_gradients_of_a_batch_are_those_of_its_members(rng):
+    s, y = rng.normal(size=(5, N, DIM)), rng.normal(size=(5, N, DIM))
+
+    def scalar(s, y):
+        return sum(jnp.sum(jnp.sin(x)) for x in results(2 / 3, s, y))
+
+    batched = jax.vmap(jax.grad(scalar, argnums=(0, 1)))(s, y)
+    for i in range(5):
+        for ours, one in zip(batched, jax.grad(scalar, argnums=(0, 1))(s[i], y[i]), strict=True):
+            np.testing.assert_allclose(ours[i], one, rtol=1e-9, atol=1e-9)

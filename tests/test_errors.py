@@ -1,0 +1,254 @@
+"""Wrong input: the type of the error, and a message with argument, expectation and value."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowrank_jax as lrj
+
+ONES = np.ones((3, 4))
+ROW = np.ones(4)
+PAIRS = lrj.SecantPairs(ONES, ONES)
+
+
+def square(x):
+    return jnp.sum(x**2)
+
+
+def operator():
+    return lrj.SymmetricLowRank({"a": ONES}, np.eye(3))
+
+
+CASES = {
+    "points and gradients of different structure": (
+        lambda: lrj.centered({"a": ONES}, ONES),
+        ValueError,
+        r"grads must have the tree structure of points",
+    ),
+    "points and gradients of different number": (
+        lambda: lrj.from_first(ONES, ONES[:2]),
+        ValueError,
+        r"grads must have the shape that points gives, \(3, 4\), got \(2, 4\)",
+    ),
+    "leading axes that differ": (
+        lambda: lrj.successive({"a": ONES, "b": ONES[:2]}, {"a": ONES, "b": ONES[:2]}),
+        ValueError,
+        r"points\['b'\] must have the leading axis of points\['a'\], 3, got shape \(2, 4\)",
+    ),
+    "no points": (
+        lambda: lrj.centered(ONES[:0], ONES[:0]),
+        ValueError,
+        "points must hold at least one point, got a leading axis of 0",
+    ),
+    "no arrays": (lambda: lrj.centered({}, {}), ValueError, "points must hold at least one array"),
+    "a scalar for points": (
+        lambda: lrj.secant_hessian(square)(1.0),
+        ValueError,
+        "points must have a leading axis of points, got a scalar",
+    ),
+    "integer points": (
+        lambda: lrj.secant_hessian(square)({"w": np.ones((3, 4), int)}),
+        TypeError,
+        r"points\['w'\] must be a real floating-point array, got dtype int",
+    ),
+    "complex points": (lambda: lrj.centered(ONES + 0j, ONES), TypeError, r"points .* complex128"),
+    "boolean gradients": (lambda: lrj.centered(ONES, ONES > 0), TypeError, r"grads .* bool"),
+    "random keys as points": (
+        lambda: lrj.centered(jax.random.split(jax.random.key(0), 3), ONES),
+        TypeError,
+        r"points .* key<fry>",
+    ),
+    "text as points": (
+        lambda: lrj.centered("abc", ONES),
+        TypeError,
+        "points must be an array, got str",
+    ),
+    "an anchor that does not fit": (
+        lambda: lrj.anchored(ONES, ONES, ROW[:2], ROW),
+        ValueError,
+        r"anchor must have the shape that one of points gives, \(4,\), got \(2,\)",
+    ),
+    "sets of pairs that do not fit": (
+        lambda: lrj.concatenate(PAIRS, lrj.SecantPairs(ONES[:, :2], ONES[:, :2])),
+        ValueError,
+        r"each set's steps must have the shape that the first set gives, \(3, 4\), got \(3, 2\)",
+    ),
+    "no sets of pairs": (
+        lambda: lrj.concatenate(),
+        ValueError,
+        "at least one set of pairs, got none",
+    ),
+    "a loss that is not scalar": (
+        lambda: lrj.secant_hessian(lambda x: x**2)(ONES),
+        ValueError,
+        r"loss must return a scalar, got shape \(4,\)",
+    ),
+    "a loss that is an integer": (
+        lambda: lrj.hvp(lambda x: 3)(ROW, ROW),
+        TypeError,
+        "loss must return a real float, got dtype int",
+    ),
+    "a loss without its aux": (
+        lambda: lrj.secant_hessian(square, has_aux=True)(ONES),
+        TypeError,
+        r"loss must return a pair \(value, aux\) with has_aux=True",
+    ),
+    "argnums out of range": (
+        lambda: lrj.secant_hessian(square, 1)(ONES),
+        ValueError,
+        "argnums must name some of the loss's 1 arguments, got 1",
+    ),
+    "argnums twice": (
+        lambda: lrj.secant_hessian(square, (0, 0))(ONES),
+        ValueError,
+        r"argnums must name each argument once, got \(0, 0\)",
+    ),
+    "extrapolate above 1": (
+        lambda: lrj.secant_hessian(square, extrapolate=1.5),
+        ValueError,
+        r"extrapolate must be in \[0, 1\], got 1.5",
+    ),
+    "extrapolate not a number": (
+        lambda: lrj.fit(PAIRS, extrapolate=np.nan),
+        ValueError,
+        r"extrapolate must be in \[0, 1\], got nan",
+    ),
+    "extrapolate a vector": (
+        lambda: lrj.fit(PAIRS, extrapolate=ROW),
+        ValueError,
+        r"extrapolate must be a scalar, got shape \(4,\)",
+    ),
+    "extrapolate a text": (
+        lambda: lrj.fit(PAIRS, extrapolate="most"),
+        TypeError,
+        "extrapolate must be",
+    ),
+    "a negative rtol": (
+        lambda: lrj.fit(PAIRS, rtol=-1),
+        ValueError,
+        r"rtol must be in \[0, 1\], got -1",
+    ),
+    "a batch size of 0": (
+        lambda: lrj.secant_pairs(square, batch_size=0),
+        ValueError,
+        "batch_size must be at least 1, got 0",
+    ),
+    "a batch size of 1.5": (
+        lambda: lrj.secant_pairs(square, batch_size=1.5),
+        TypeError,
+        "batch_size must be a Python int, got 1.5",
+    ),
+    "pairs that are none": (
+        lambda: lrj.fit((ONES, ONES)),
+        TypeError,
+        "pairs must be SecantPairs, got tuple",
+    ),
+    "pairs of different shape": (
+        lambda: lrj.fit(lrj.SecantPairs(ONES, ONES[:2])),
+        ValueError,
+        r"pairs.grad_diffs must have the shape that pairs.steps gives, \(3, 4\), got \(2, 4\)",
+    ),
+    "rounding of another length": (
+        lambda: lrj.fit(PAIRS._replace(rounding=ROW)),
+        ValueError,
+        r"pairs.rounding must have shape \(3,\), got \(4,\)",
+    ),
+    "a vector of another structure": (
+        lambda: operator() @ ROW,
+        ValueError,
+        "v must have the tree structure of a factor of the operator",
+    ),
+    "a stack of vectors": (
+        lambda: operator() @ {"a": ONES},
+        ValueError,
+        r"v\['a'\] .* \(4,\), got \(3, 4\); for a stack of vectors use jax.vmap\(H.mv\)",
+    ),
+    "an integer vector": (
+        lambda: operator().bilinear({"a": ROW}, {"a": np.ones(4, int)}),
+        TypeError,
+        r"v\['a'\] must be a real floating-point array, got dtype int",
+    ),
+    "a batch of operators without vmap": (
+        lambda: jax.vmap(lrj.SymmetricLowRank)(ONES[None], np.eye(3)[None]).trace(),
+        ValueError,
+        r"this is a batch of operators, core of shape \(1, 3, 3\): use it under jax.vmap",
+    ),
+    "operators of different structure": (
+        lambda: operator() + lrj.SymmetricLowRank(ONES, np.eye(3)),
+        ValueError,
+        "the other operator's factors must have the tree structure of this operator",
+    ),
+    "operators of different size": (
+        lambda: operator() - lrj.SymmetricLowRank({"a": ONES[:, :2]}, np.eye(3)),
+        ValueError,
+        r"the other operator's factors\['a'\] .* \(3, 4\), got \(3, 2\)",
+    ),
+    "an operator plus a matrix": (
+        lambda: operator() + jnp.eye(4),
+        TypeError,
+        "unsupported operand",
+    ),
+    "an operator times a vector": (
+        lambda: operator() * ROW,
+        ValueError,
+        r"the factor of an operator must be a scalar, got shape \(4,\)",
+    ),
+    "an operator times a complex number": (
+        lambda: 1j * operator(),
+        TypeError,
+        "the factor of an operator must be a real number, got dtype complex",
+    ),
+    "a negative rank": (
+        lambda: operator().truncate(-1),
+        ValueError,
+        "rank must be at least 0, got -1",
+    ),
+    "a rank of 2.0": (
+        lambda: operator().truncate(2.0),
+        TypeError,
+        "rank must be a Python int, got 2.0",
+    ),
+    "a direction that does not fit": (
+        lambda: lrj.hvp(square)(ROW, ROW[:2]),
+        ValueError,
+        r"v must have the shape that x gives, \(4,\), got \(2,\)",
+    ),
+    "a step of 0": (
+        lambda: lrj.gradient_difference(square, step=0.0),
+        ValueError,
+        "step must be in",
+    ),
+    "a form of directions that do not fit": (
+        lambda: lrj.second_derivative(square)(ROW, ROW, ROW[:2]),
+        ValueError,
+        r"k must have the shape that x gives, \(4,\), got \(2,\)",
+    ),
+    "a diagnosis of something else": (
+        lambda: lrj.diagnose(np.eye(4), PAIRS),
+        TypeError,
+        "hessian must be a SymmetricLowRank, got ndarray",
+    ),
+    "a diagnosis of other pairs": (
+        lambda: lrj.diagnose(operator(), PAIRS),
+        ValueError,
+        "pairs.steps must have the tree structure",
+    ),
+    "a comparison of vectors that do not fit": (
+        lambda: lrj.compare_hvp(square, lrj.fit(PAIRS), ROW, ONES[:, :2]),
+        ValueError,
+        r"vectors must have the shape that x gives",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_input_is_an_error_that_says_what_is_wrong(case):
+    call, error, message = CASES[case]
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_errors_come_at_trace_time():
+    with pytest.raises(ValueError, match="loss must return a scalar"):
+        jax.jit(lrj.secant_hessian(lambda x: x)).lower(jax.ShapeDtypeStruct((3, 4), np.float32))

@@ -1,0 +1,183 @@
+"""The theorems of the fit, against dense solvers in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowrank_jax as lrj
+from tests import draws, reference
+
+EXTRAPOLATIONS = (0, 0.4, 2 / 3, 1)
+
+
+def fitted(s, y, extrapolate, **options):
+    return lrj.fit(lrj.SecantPairs(s, y), extrapolate=extrapolate, **options).to_dense()
+
+
+def test_worked_example_of_rank_two():
+    x = np.array([[-2.20796738, -1.40391911, -0.42806159], [-0.30411266, -0.54950598, 0.83258512]])
+    y = np.array([[-2.90303289, -3.29571902, -2.85327694], [-0.07347936, -0.13532473, 0.07932159]])
+    h = lrj.fit(lrj.anchored(x, y, np.zeros(3), np.zeros(3)), extrapolate=1)
+    np.testing.assert_allclose(h.eigenvalues()[:2], [2.2574573, 0.14866874], atol=1e-6)
+    np.testing.assert_array_equal(h.eigenvalues()[2:], 0)
+
+
+@pytest.mark.parametrize("extrapolate", EXTRAPOLATIONS)
+def test_consistent_pairs_are_satisfied(rng, extrapolate):
+    a, s = draws.symmetric(rng, 20), rng.normal(size=(6, 20))
+    h = fitted(s, s @ a, extrapolate)
+    assert reference.relative_error(s @ h, s @ a) < 1e-10
+    np.testing.assert_array_equal(h, h.T)
+    assert reference.relative_error(h, reference.fit(s, s @ a, extrapolate)) < 1e-10
+
+
+@pytest.mark.parametrize("extrapolate", EXTRAPOLATIONS)
+def test_inconsistent_pairs_are_least_squares_in_whitened_steps(rng, extrapolate):
+    s, y = rng.normal(size=(4, 9)), rng.normal(size=(4, 9))
+    h = fitted(s, y, extrapolate)
+    q, z = reference.whitened(s, y, 4)
+    best = reference.least_norm_solution(q, z)
+    np.testing.assert_allclose(np.linalg.norm(q @ h - z), np.linalg.norm(q @ best - z), rtol=1e-10)
+
+
+def test_no_extrapolation_is_the_least_frobenius_norm(rng):
+    a, s = draws.symmetric(rng, 8), rng.normal(size=(3, 8))
+    h = fitted(s, s @ a, 0)
+    assert reference.relative_error(h, reference.least_norm_solution(s, s @ a)) < 1e-10
+
+
+def test_full_extrapolation_is_the_eigenproblem_of_points_and_gradients(rng):
+    a, s = draws.symmetric(rng, 20), rng.normal(size=(5, 20))
+    expected = reference.gram_schmidt_eigenproblem(s, s @ a)
+    assert reference.relative_error(fitted(s, s @ a, 1), expected) < 1e-10
+
+
+@pytest.mark.parametrize("rank", [1, 3, 5])
+def test_full_extrapolation_recovers_a_hessian_of_rank_at_most_n(rng, rank):
+    a, s = draws.symmetric(rng, 20, rank), rng.normal(size=(5, 20))
+    assert reference.relative_error(fitted(s, s @ a, 1), a) < 1e-10
+
+
+@pytest.mark.parametrize("n", [9, 12])
+def test_as_many_pairs_as_dimensions_recover_the_hessian(rng, n):
+    a, s = draws.symmetric(rng, 9), rng.normal(size=(n, 9))
+    assert reference.relative_error(fitted(s, s @ a, 2 / 3), a) < 1e-10
+
+
+@pytest.mark.parametrize("extrapolate", EXTRAPOLATIONS)
+def test_tied_curvatures_give_one_hessian_for_every_order(extrapolate):
+    a, s = draws.chain_laplacian(), np.eye(12)[[1, 5, 9]]
+    truth = reference.fit(s, s @ a, extrapolate)
+    for order in ([0, 1, 2], [2, 0, 1], [1, 0, 2]):
+        assert reference.relative_error(fitted(s[order], s[order] @ a, extrapolate), truth) < 1e-12
+
+
+@pytest.mark.parametrize("extrapolate", EXTRAPOLATIONS)
+def test_mixed_and_scaled_pairs_give_the_same_hessian(rng, extrapolate):
+    s, y = rng.normal(size=(4, 9)), rng.normal(size=(4, 9))
+    mix = rng.normal(size=(4, 4)) * np.array([1e8, 1, 1e-8, 1])[:, None]
+    h = fitted(s, y, extrapolate)
+    assert reference.relative_error(fitted(mix @ s, mix @ y, extrapolate), h) < 1e-9
+
+
+def test_a_direction_without_curvature_is_not_extrapolated():
+    a, s = np.diag([1.0, -1.0]), np.array([[1.0, 1.0]])
+    h = fitted(s, s @ a, 1)
+    np.testing.assert_allclose(s @ h, s @ a, atol=1e-15)
+    for cosine in (1e-2, 1e-6, 1e-10, 1e-20):
+        y = np.array([[cosine, 1.0]])
+        assert np.linalg.norm(fitted(np.array([[1.0, 0.0]]), y, 1)) < 4 / np.sqrt(1e-16)
+
+
+@pytest.mark.parametrize("exponent", [-60, 7, 60])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_loss_times_a_power_of_two_scales_eigenvalues_bit_for_bit(rng, exponent, dtype):
+    s = rng.normal(size=(4, 9)).astype(dtype)
+    y = rng.normal(size=(4, 9)).astype(dtype)
+    factor = dtype(2.0**exponent)
+    values = lrj.fit(lrj.SecantPairs(s, y)).eigenvalues()
+    scaled = lrj.fit(lrj.SecantPairs(s, y * factor)).eigenvalues()
+    np.testing.assert_array_equal(scaled, values * factor)
+
+
+def test_padding_with_zero_pairs_changes_nothing(rng):
+    s, y = rng.normal(size=(4, 9)), rng.normal(size=(4, 9))
+    for extrapolate in EXTRAPOLATIONS:
+        padded = fitted(np.pad(s, ((1, 5), (0, 0))), np.pad(y, ((1, 5), (0, 0))), extrapolate)
+        assert reference.relative_error(padded, fitted(s, y, extrapolate)) < 1e-12
+
+
+def test_rtol_drops_weak_directions(rng):
+    s = draws.steps_of_condition(rng, 4, 9, 1e3, "one small")
+    a = draws.symmetric(rng, 9)
+    strong = reference.fit(s, s @ a, 0, rank=3)
+    assert reference.relative_error(fitted(s, s @ a, 0, rtol=1e-2), strong) < 1e-10
+    kept = reference.fit(s, s @ a, 0, rank=4)
+    assert reference.relative_error(fitted(s, s @ a, 0, rtol=1e-4), kept) < 1e-10
+
+
+def test_traced_options_equal_static_ones(rng):
+    s, y = rng.normal(size=(4, 9)), rng.normal(size=(4, 9))
+    traced = jax.jit(lambda e, r: lrj.fit(lrj.SecantPairs(s, y), extrapolate=e, rtol=r).to_dense())
+    for extrapolate in EXTRAPOLATIONS:
+        np.testing.assert_allclose(
+            traced(extrapolate, 0.0), fitted(s, y, extrapolate), rtol=1e-12, atol=1e-12
+        )
+
+
+def test_pytrees_give_the_operator_of_the_raveled_problem(rng):
+    s, y = rng.normal(size=(4, 11)), rng.normal(size=(4, 11))
+
+    def tree(rows):
+        return {"a": rows[:, :6].reshape(-1, 2, 3), "b": (rows[:, 6], rows[:, 7:]), "none": None}
+
+    h = lrj.fit(lrj.SecantPairs(tree(s), tree(y)))
+    assert reference.relative_error(h.to_dense(), fitted(s, y, 2 / 3)) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (1, 1), (5, 1)])
+def test_smallest_shapes(rng, shape):
+    s = rng.normal(size=shape)
+    h = lrj.fit(lrj.SecantPairs(s, 3 * s))
+    expected = np.zeros((shape[1],) * 2) if shape[0] == 0 else 3 * np.eye(shape[1])
+    np.testing.assert_allclose(h.to_dense(), expected, atol=1e-12)
+
+
+def test_a_bad_number_poisons_its_own_lane_alone(rng):
+    s, y = rng.normal(size=(3, 4, 9)), rng.normal(size=(3, 4, 9))
+    for bad in (np.nan, np.inf):
+        for array in (s, y):
+            broken = array.copy()
+            broken[1, 2, 3] = bad
+            pairs = lrj.SecantPairs(broken if array is s else s, broken if array is y else y)
+            h = jax.jit(jax.vmap(lrj.fit))(pairs)
+            dense = jax.vmap(lambda h: h.to_dense())(h)
+            assert np.isnan(dense[1]).all()
+            assert np.isfinite(dense[0]).all()
+            assert np.isfinite(dense[2]).all()
+            np.testing.assert_array_equal(jax.vmap(lrj.diagnose)(h, pairs).finite, [1, 0, 1])
+
+
+def test_half_precision_is_computed_in_single_and_returned_in_half(rng):
+    a = draws.symmetric(rng, 9)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        s = jnp.asarray(rng.normal(size=(4, 9)), dtype)
+        y = jnp.asarray(np.asarray(s, float) @ a, dtype)
+        h = lrj.fit(lrj.SecantPairs(s, y))
+        assert h.factors.dtype == dtype
+        assert h.core.dtype == np.float32
+        assert (h @ s[0]).dtype == dtype
+        truth = reference.fit(np.asarray(s, float), np.asarray(y, float), 2 / 3)
+        assert reference.relative_error(h.to_dense(), truth) < 8 * float(jnp.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+def test_any_magnitude_of_float32_data(rng, scale):
+    a = draws.symmetric(rng, 9)
+    s = rng.normal(size=(4, 9))
+    truth = reference.fit(s, s @ a, 2 / 3)
+    for steps, slopes in ((scale, scale), (1, scale), (scale, 1)):
+        size = slopes / steps
+        h = fitted((steps * s).astype(np.float32), (slopes * (s @ a)).astype(np.float32), 2 / 3)
+        assert reference.relative_error(np.asarray(h, float) / size, truth) < 1e-5

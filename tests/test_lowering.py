@@ -1,0 +1,135 @@
+"""What the public functions compile to: no factorization of anything tall, every platform."""
+
+from collections import Counter
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowrank_jax as lrj
+
+N, DIM = 5, 40
+ROWS = jax.ShapeDtypeStruct((N, DIM), np.float32)
+ROW = jax.ShapeDtypeStruct((DIM,), np.float32)
+PAIRS = lrj.SecantPairs(ROWS, ROWS)
+OPERATOR = lrj.SymmetricLowRank(ROWS, jax.ShapeDtypeStruct((N, N), np.float32))
+SCALAR = jax.ShapeDtypeStruct((), np.float32)
+
+
+def loss(x):
+    return jnp.sum(jnp.cos(x) * jnp.roll(x, 1))
+
+
+PUBLIC = {
+    "fit": (lrj.fit, PAIRS),
+    "fit traced": (lambda p, e, r: lrj.fit(p, extrapolate=e, rtol=r), PAIRS, SCALAR, SCALAR),
+    "fit least norm": (lambda p: lrj.fit(p, extrapolate=0), PAIRS),
+    "gradient of fit": (jax.grad(lambda p: lrj.fit(p).trace()), PAIRS),
+    "centered": (lrj.centered, ROWS, ROWS),
+    "from_first": (lrj.from_first, ROWS, ROWS),
+    "successive": (lrj.successive, ROWS, ROWS),
+    "anchored": (lrj.anchored, ROWS, ROWS, ROW, ROW),
+    "concatenate": (lrj.concatenate, PAIRS, PAIRS),
+    "secant_pairs": (lrj.secant_pairs(loss, batch_size=2), ROWS),
+    "secant_hessian": (lrj.secant_hessian(loss), ROWS),
+    "batch": (jax.vmap(lrj.secant_hessian(loss)), jax.ShapeDtypeStruct((3, N, DIM), np.float32)),
+    "diagnose": (lrj.diagnose, OPERATOR, PAIRS),
+    "compare_hvp": (lambda h, x, v: lrj.compare_hvp(loss, h, x, v), OPERATOR, ROW, ROWS),
+    "hvp": (lrj.hvp(loss), ROW, ROW),
+    "gradient_difference": (lrj.gradient_difference(loss, central=True), ROW, ROW),
+    "second_derivative": (lrj.second_derivative(loss), ROW, ROW, ROW),
+    "mv": (lambda h, v: h @ v, OPERATOR, ROW),
+    "bilinear": (lambda h, u, v: h.bilinear(u, v), OPERATOR, ROW, ROW),
+    "eigh": (lambda h: h.eigh(), OPERATOR),
+    "eigenvalues": (lambda h: h.eigenvalues(), OPERATOR),
+    "trace": (lambda h: h.trace(), OPERATOR),
+    "frobenius_norm": (lambda h: h.frobenius_norm(), OPERATOR),
+    "truncate": (lambda h: h.truncate(2), OPERATOR),
+    "algebra": (lambda h: (2 * h - h / 3 + -h) @ jnp.ones(DIM, np.float32), OPERATOR),
+}
+
+
+def equations(jaxpr):
+    """All equations, also those inside calls, loops, branches and derivative rules."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(
+            list(equation.params.values()),
+            is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def factorizations(jaxpr):
+    """The factorizations in a jaxpr and the longest axis that each of them sees."""
+    names = (
+        "qr",
+        "geqrf",
+        "svd",
+        "lu",
+        "schur",
+        "eigh",
+        "cholesky",
+        "triangular_solve",
+        "householder",
+    )
+    found = Counter()
+    for equation in equations(jaxpr):
+        if any(name in equation.primitive.name for name in names):
+            longest = max(max(v.aval.shape, default=0) for v in equation.invars)
+            found[equation.primitive.name] = max(found[equation.primitive.name], longest)
+    return found
+
+
+def test_the_walker_finds_a_planted_qr():
+    @jax.custom_jvp
+    def planted(x):
+        return jnp.linalg.qr(x)[1]
+
+    planted.defjvp(lambda x, t: (planted(*x), planted(*t)))
+
+    def body(c, _):
+        return jax.lax.while_loop(lambda x: jnp.sum(x) < 0, jax.jit(planted), c), None
+
+    jaxpr = jax.make_jaxpr(lambda x: jax.lax.scan(body, x, length=2))(np.eye(DIM)).jaxpr
+    assert max(factorizations(jaxpr).values()) == DIM
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_only_small_matrices_are_factorized_and_no_square_is_formed(name):
+    function, *args = PUBLIC[name]
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    found = factorizations(jaxpr)
+    assert max(found.values(), default=0) <= 2 * N
+    assert not {"qr", "svd", "geqrf", "householder_product"} & set(found)
+    for equation in equations(jaxpr):
+        for variable in equation.outvars:
+            assert list(variable.aval.shape).count(DIM) < 2, equation
+
+
+@pytest.mark.parametrize("name", [*PUBLIC, "to_dense"])
+def test_lowers_for_accelerators(name):
+    function, *args = PUBLIC.get(name, (lambda h: h.to_dense(), OPERATOR))
+
+    def leaves_only(*args):
+        return jax.tree.leaves(function(*args))
+
+    flat, tree = jax.tree.flatten(args)
+    exported = jax.export.export(
+        jax.jit(lambda *leaves: leaves_only(*jax.tree.unflatten(tree, leaves))),
+        platforms=["tpu", "cuda"],
+    )(*flat)
+    assert exported.platforms == ("tpu", "cuda")
+
+
+def test_contractions_over_the_long_axis_run_at_highest_precision():
+    jaxpr = jax.make_jaxpr(lrj.secant_hessian(loss))(ROWS).jaxpr
+    contractions = [e for e in equations(jaxpr) if e.primitive.name == "dot_general"]
+    assert contractions
+    for equation in contractions:
+        highest = jax.lax.Precision.HIGHEST
+        assert equation.params["precision"] == (highest, highest), equation
