@@ -53,15 +53,16 @@ def fit(
       `extrapolate` of them, rounded down; a tie across the cut is left out. The
       default, 2/3, is a heuristic: near the best of all fixed values over many spectra.
 
-    Below 1 the H_r of a positive semidefinite Hessian is slightly indefinite: the
-    smallest over the largest eigenvalue may reach -0.6 at 0 and -0.03 at 2/3.
+    Below 1 the H_r of a positive semidefinite Hessian is indefinite. On decaying
+    spectra and random steps the smallest over the largest eigenvalue is -0.4 to -0.9 at 0;
+    at 2/3 it is 0 to -0.05 for 16 pairs and to -0.4 for 2 (a single pair is least norm).
     At any value a direction extrapolates only if its curvature rises above rounding and
     above sqrt(eps) times what it would extrapolate (the skip rule of SR1).
 
     Args:
       pairs: steps (n, ...) and gradient differences (n, ...), pytrees of one structure.
         bfloat16 and float16 are computed in float32.
-      extrapolate: in [0, 1]; may be traced, and NaN is treated as 0.
+      extrapolate: in [0, 1]; may be traced, and one outside then makes the operator NaN.
       rtol: directions of the unit steps below `rtol` times the largest singular value
         are dropped, as in `jnp.linalg.pinv`; None drops what is rounding noise.
 
@@ -119,8 +120,9 @@ def _fit(
         c = masked_inverse(_extrapolated, m, _frames.gram(p, p), rank, extrapolate, eps)
     one = jnp.eye(n, dtype=m.dtype)
     core = unit * jnp.block([[m, one], [one, c]])
-    finite = jnp.isfinite(jnp.max(_frames.peaks(s) + y_peaks))
-    core = core * jnp.where(finite, 1, jnp.nan).astype(core.dtype)
+    valid = jnp.isfinite(jnp.max(_frames.peaks(s) + y_peaks))
+    valid &= (extrapolate >= 0) & (extrapolate <= 1) & (rtol >= 0) & (rtol <= 1)
+    core = core * jnp.where(valid, 1, jnp.nan).astype(core.dtype)
     factors = jax.tree.map(lambda top, bottom: jnp.concatenate([top, bottom]), q, p)
     return SymmetricLowRank(_frames.cast_like(factors, steps), core)
 

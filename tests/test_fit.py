@@ -126,6 +126,13 @@ def test_traced_options_equal_static_ones(rng):
         )
 
 
+def test_traced_options_out_of_range_give_no_plausible_operator(rng):
+    pairs = lrj.SecantPairs(*rng.normal(size=(2, 4, 9)))
+    traced = jax.jit(lambda e, r: lrj.fit(pairs, extrapolate=e, rtol=r).to_dense())
+    for extrapolate, rtol in ((-0.5, 0.0), (1.5, 0.0), (np.nan, 0.0), (0.5, -1.0), (0.5, np.nan)):
+        assert np.isnan(traced(extrapolate, rtol)).all()
+
+
 def test_pytrees_give_the_operator_of_the_raveled_problem(rng):
     s, y = rng.normal(size=(4, 11)), rng.normal(size=(4, 11))
 

@@ -1,0 +1,54 @@
+"""Derivatives of spectral functions at close and repeated eigenvalues."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from lowrank_jax._spectral import eigh, masked_inverse
+from tests import draws, reference
+
+
+def above(w, v, level):
+    return jnp.abs(w) > level
+
+
+def matrix(rng, values):
+    q = np.linalg.qr(rng.normal(size=(len(values),) * 2))[0]
+    return (q * values) @ q.T
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[3.0, -2.0, 0.5, 0.1], [2.0, 2.0, -2.0, 0.1], [2.0, 2.0, 0.1, 0.1], [1.0, 0.0, 0.0, 0.0]],
+)
+def test_the_inverse_of_the_kept_part_differentiates(rng, values):
+    m = matrix(rng, values)
+
+    def inverse(a):
+        return masked_inverse(above, (a + a.T) / 2, 0.3)
+
+    w, v = np.linalg.eigh(m)
+    kept = np.where(np.abs(w) > 0.3, 1 / w, 0)
+    np.testing.assert_allclose(inverse(m), v * kept @ v.T, atol=1e-12)
+    check_grads(inverse, (m,), order=1, rtol=1e-6, atol=1e-6)
+
+
+def test_second_derivatives_at_distinct_eigenvalues(rng):
+    m = matrix(rng, [3.0, -2.0, 0.5, 0.1])
+    check_grads(lambda a: masked_inverse(above, (a + a.T) / 2, 0.3), (m,), order=2, rtol=1e-5)
+    check_grads(lambda a: eigh((a + a.T) / 2)[0], (m,), order=2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gap", [0, 1e-7, 1e-5, 1e-3])
+def test_close_eigenvalues_lose_no_digits_in_float32(rng, gap):
+    """All kept: the derivative is -M^-1 E M^-1, whatever the gap."""
+    m, e = matrix(rng, [1.0, 1.0 + gap, 2.0, -0.7]), draws.symmetric(rng, 4)
+    truth = -np.linalg.inv(m) @ e @ np.linalg.inv(m)
+    tangent = jax.jvp(
+        lambda a: masked_inverse(above, a, np.float32(0.3)),
+        (m.astype(np.float32),),
+        (e.astype(np.float32),),
+    )[1]
+    assert reference.relative_error(tangent, truth) < 1e-5
