@@ -153,7 +153,7 @@ class Basis(NamedTuple):
       transform: (n, n), T with `Q = T diag(scale) S`. For data Y given at the
         rows, `Z = T diag(scale) Y` is the least-squares solution of `(S Q^T) Z = Y`
         with every row divided by its `|s_i|`, also to first order where rows depend on each other.
-      scale: (n,), powers of two near `1 / |s_i|`, constants.
+      scale: (n,), powers of two near one over the largest entry of each row, constants.
       kept: (n,), False for the zero rows of Q.
     """
 
@@ -173,9 +173,12 @@ def orthonormal(rows: Any, *, eps: float, rtol: Any = 0.0) -> Basis:
     (each to its own unit norm would mix clean rows with noise), the second
     resolves them. A Cholesky factor of what is by then nearly the identity whitens the rest.
 
-    A row of rounding noise must not be promoted to a direction: unit rows carry
-    noise sqrt(n) eps, rotation and scaling carry it along (`noise` below), and a
-    rotated row that does not rise above it is dropped, exactly to zero.
+    The rotations are multiplied up as small matrices and applied to the given rows
+    at once. Data at the rows then see the very matrix that the rows saw: its
+    own rounding is no error, only another choice of combinations.
+
+    A row of rounding noise must not be promoted to a direction: `_lifted` carries the
+    noise of the rows along, and what does not rise above it is dropped, exactly to zero.
 
     The rotations are constants: any constant invertible transform spans the same rows,
     so the derivative through the row scale and the whitening alone is complete,
@@ -186,6 +189,9 @@ def orthonormal(rows: Any, *, eps: float, rtol: Any = 0.0) -> Basis:
       eps: relative rounding error of the entries.
       rtol: directions below `rtol` times the largest singular value of the unit
         rows are dropped as well.
+
+    Source: one round is the SVQB of Stathopoulos and Wu, A block orthogonalization procedure
+    with constant synchronization requirements, SIAM J. Sci. Comput. 23 (2002).
     """
     n = length(rows)
     if n == 0:

@@ -69,18 +69,7 @@ def centered(points: Any, grads: Any) -> SecantPairs:
       Array([[-1.,  0.],
              [ 1.,  0.]], dtype=float32)
     """
-    points, grads, n = _cloud(points, grads)
-    near_points, near_grads = (
-        _differences(points, _row(points, 0)),
-        _differences(grads, _row(grads, 0)),
-    )
-    mean = jnp.full((n,), 1 / n, _frames.compute_dtype(points))
-    middle, grad_middle = _frames.combine(mean, near_points), _frames.combine(mean, near_grads)
-    steps, grad_diffs = _differences(near_points, middle), _differences(near_grads, grad_middle)
-    real = _resolved(steps, points)
-    steps = _frames.cast_like(_frames.scale(real, steps), points)
-    grad_diffs = _frames.cast_like(grad_diffs, grads)
-    return _rounded(steps, grad_diffs, _largest(points), _largest(grads))
+    return _centered(*_cloud(points, grads))
 
 
 def from_first(points: Any, grads: Any) -> SecantPairs:
@@ -100,8 +89,8 @@ def from_first(points: Any, grads: Any) -> SecantPairs:
       >>> from_first(points, 2 * points).grad_diffs
       Array([[4., 0.]], dtype=float32)
     """
-    points, grads, _ = _cloud(points, grads)
-    return _anchored(_tail(points), _tail(grads), _row(points, 0), _row(grads, 0))
+    points, grads = _cloud(points, grads)
+    return _anchored(_rest(points), _rest(grads), _first(points), _first(grads))
 
 
 def anchored(points: Any, grads: Any, anchor: Any, anchor_grad: Any) -> SecantPairs:
@@ -113,7 +102,7 @@ def anchored(points: Any, grads: Any, anchor: Any, anchor_grad: Any) -> SecantPa
     Args:
       points: n points, a pytree whose leaves have a leading axis n.
       grads: the gradients there, of the same structure.
-      anchor: one point, without the leading axis.
+      anchor: one point, without the leading axis; taken in the dtypes of the points.
       anchor_grad: the gradient there.
 
     Raises:
@@ -127,13 +116,14 @@ def anchored(points: Any, grads: Any, anchor: Any, anchor_grad: Any) -> SecantPa
       Array([[ 0., -1.],
              [ 2., -1.]], dtype=float32)
     """
-    points, grads, _ = _cloud(points, grads)
+    points, grads = _cloud(points, grads)
     anchor, anchor_grad = (
         _checks.vector(anchor, "anchor"),
         _checks.vector(anchor_grad, "anchor_grad"),
     )
     _checks.like(anchor, "anchor", points, "one of points", pattern_lead=1)
     _checks.like(anchor_grad, "anchor_grad", points, "one of points", pattern_lead=1)
+    anchor, anchor_grad = _frames.cast_like((anchor, anchor_grad), (points, grads))
     return _anchored(points, grads, anchor, anchor_grad)
 
 
@@ -155,11 +145,7 @@ def successive(points: Any, grads: Any) -> SecantPairs:
       Array([[1.],
              [2.]], dtype=float32)
     """
-    points, grads, _ = _cloud(points, grads)
-    steps = jax.tree.map(lambda x: _difference(x[1:], x[:-1]), points)
-    grad_diffs = jax.tree.map(lambda g: _difference(g[1:], g[:-1]), grads)
-    steps, grad_diffs = _frames.cast_like(steps, points), _frames.cast_like(grad_diffs, grads)
-    return _rounded(steps, grad_diffs, _largest(points), _largest(grads))
+    return _successive(*_cloud(points, grads))
 
 
 def concatenate(*pairs: SecantPairs) -> SecantPairs:
@@ -275,21 +261,50 @@ def _cloud(points, grads):
     _checks.like(grads, "grads", points, "points")
     if n == 0:
         raise ValueError("points must hold at least one point, got a leading axis of 0")
-    return points, grads, n
+    return points, grads
 
 
+@jax.jit
+def _centered(points, grads):
+    n = _frames.length(points)
+    mean = jnp.full((n,), 1 / n, _frames.compute_dtype((points, grads)))
+
+    def from_mean(rows):
+        near = _differences(rows, _first(rows))
+        return _differences(near, _frames.combine(mean, near))
+
+    steps, grad_diffs = from_mean(points), from_mean(grads)
+    steps = _frames.scale(_resolved(steps, points), steps)
+    return _rounded(steps, grad_diffs, points, grads, _largest(points), _largest(grads))
+
+
+@jax.jit
 def _anchored(points, grads, anchor, anchor_grad):
-    steps = _frames.cast_like(_differences(points, anchor), points)
-    grad_diffs = _frames.cast_like(_differences(grads, anchor_grad), grads)
+    steps, grad_diffs = _differences(points, anchor), _differences(grads, anchor_grad)
     size = jnp.maximum(_largest(points), _frames.norm(anchor))
     grad_size = jnp.maximum(_largest(grads), _frames.norm(anchor_grad))
-    return _rounded(steps, grad_diffs, size, grad_size)
+    return _rounded(steps, grad_diffs, points, grads, size, grad_size)
 
 
-def _rounded(steps, grad_diffs, size, grad_size):
-    """The pairs with their rounding, from the norms of the largest point and gradient."""
+@jax.jit
+def _successive(points, grads):
+    def forward(rows):
+        return jax.tree.map(lambda x: _difference(x[1:], x[:-1]), rows)
+
+    steps, grad_diffs = forward(points), forward(grads)
+    return _rounded(steps, grad_diffs, points, grads, _largest(points), _largest(grads))
+
+
+def _rounded(steps, grad_diffs, points, grads, size, grad_size):
+    """The pairs in the dtypes of the points, with their rounding.
+
+    `size` and `grad_size` are the norms of the largest point and gradient that took part.
+    """
+    steps, grad_diffs = _frames.cast_like(steps, points), _frames.cast_like(grad_diffs, grads)
     eps = _frames.resolution((steps, grad_diffs))
-    step, grad_diff = _frames.norms(steps), _frames.norms(grad_diffs)
+    dtype = _frames.compute_dtype((steps, grad_diffs))
+    sizes = (_frames.norms(steps), _frames.norms(grad_diffs), size, grad_size)
+    step, grad_diff, size, grad_size = (x.astype(dtype) for x in sizes)
     used = step > 0
     step = jnp.where(used, step, 1)
     slope = jnp.max(jnp.where(used, grad_diff / step, 0), initial=0)
@@ -326,9 +341,9 @@ def _differences(rows, one):
     return jax.tree.map(lambda x, a: _difference(x, a[None]), rows, one)
 
 
-def _row(rows, i):
-    return jax.tree.map(lambda x: x[i], rows)
+def _first(rows):
+    return jax.tree.map(lambda x: x[0], rows)
 
 
-def _tail(rows):
+def _rest(rows):
     return jax.tree.map(lambda x: x[1:], rows)
