@@ -54,6 +54,8 @@ def gradient(loss: Callable, argnums: Argnums, rest: tuple, *, has_aux: bool = F
 
 def _positions(argnums: Argnums, count: int) -> tuple[int, ...]:
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if not all(isinstance(i, int) for i in numbers):
+        raise TypeError(f"argnums must be an int or a sequence of ints, got {argnums!r}")
     if not numbers or any(not -count <= i < count for i in numbers):
         raise ValueError(f"argnums must name some of the loss's {count} arguments, got {argnums}")
     positions = tuple(i % count for i in numbers)

@@ -89,9 +89,11 @@ def fit(
     _checks.between(extrapolate, "extrapolate", 0, 1)
     rtol = 0.0 if rtol is None else rtol
     _checks.between(rtol, "rtol", 0, 1)
+    dtype = _frames.compute_dtype((pairs.steps, pairs.grad_diffs))
     if n == 0:
-        return SymmetricLowRank(pairs.steps, jnp.zeros((0, 0), _frames.compute_dtype(pairs.steps)))
+        return SymmetricLowRank(pairs.steps, jnp.zeros((0, 0), dtype))
     least_norm = not isinstance(extrapolate, jax.Array) and float(extrapolate) == 0
+    extrapolate, rtol = jnp.asarray(extrapolate, dtype), jnp.asarray(rtol, dtype)
     return _fit(pairs.steps, pairs.grad_diffs, extrapolate, rtol, least_norm=least_norm)
 
 

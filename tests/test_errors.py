@@ -99,6 +99,11 @@ CASES = {
         ValueError,
         "argnums must name some of the loss's 1 arguments, got 1",
     ),
+    "argnums a text": (
+        lambda: lrj.hvp(square, "x")(ROW, ROW),
+        TypeError,
+        "argnums must be an int or a sequence of ints, got 'x'",
+    ),
     "argnums twice": (
         lambda: lrj.secant_hessian(square, (0, 0))(ONES),
         ValueError,

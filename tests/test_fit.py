@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lowrank_jax as lrj
+from lowrank_jax import secant
 from tests import draws, reference
 
 EXTRAPOLATIONS = (0, 0.4, 2 / 3, 1)
@@ -126,6 +127,13 @@ def test_traced_options_equal_static_ones(rng):
         )
 
 
+def test_rounding_of_extrapolate_does_not_cost_a_direction(rng):
+    s, y = rng.normal(size=(10, 20)), rng.normal(size=(10, 20))
+    assert (1 - 0.9) * 10 < 1
+    np.testing.assert_array_equal(fitted(s, y, 1 - 0.9), fitted(s, y, 0.1))
+    assert reference.relative_error(fitted(s, y, 0.1), fitted(s, y, 0)) > 1e-3
+
+
 def test_traced_options_out_of_range_give_no_plausible_operator(rng):
     pairs = lrj.SecantPairs(*rng.normal(size=(2, 4, 9)))
     traced = jax.jit(lambda e, r: lrj.fit(pairs, extrapolate=e, rtol=r).to_dense())
@@ -188,3 +196,11 @@ def test_any_magnitude_of_float32_data(rng, scale):
         size = slopes / steps
         h = fitted((steps * s).astype(np.float32), (slopes * (s @ a)).astype(np.float32), 2 / 3)
         assert reference.relative_error(np.asarray(h, float) / size, truth) < 1e-5
+
+
+def test_options_of_any_number_type_share_one_compilation(rng):
+    pairs = lrj.SecantPairs(*rng.normal(size=(2, 3, 11)))
+    before = secant._fit._cache_size()
+    for extrapolate in (0.1, 1, np.float32(0.5), np.float64(0.5), jnp.asarray(0.5)):
+        lrj.fit(pairs, extrapolate=extrapolate)
+    assert secant._fit._cache_size() == before + 1

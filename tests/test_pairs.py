@@ -85,6 +85,10 @@ def test_rounding_says_when_pairs_carry_nothing(rng):
         assert np.max(pairing(near, near @ a).rounding) < 1e-5
         assert np.max(pairing(far, far @ a).rounding) > 1
         assert 1e-4 < np.max(pairing(close, close @ a).rounding) < 1e-1
+        assert np.max(pairing(near, near @ a + np.float32(1e6)).rounding) > 1e-2
+    anchor = np.ones(9, np.float32)
+    far_anchor = lrj.anchored(1e-9 * near, 1e-9 * near, anchor, anchor)
+    assert np.min(far_anchor.rounding) > 1e-7
 
 
 def test_rounding_is_about_the_real_error_of_a_pair(rng):
