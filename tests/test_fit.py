@@ -118,6 +118,14 @@ def test_rtol_drops_weak_directions(rng):
     assert reference.relative_error(fitted(s, s @ a, 0, rtol=1e-4), kept) < 1e-10
 
 
+def test_rtol_drops_directions_that_one_gram_matrix_cannot_resolve(rng):
+    s = draws.steps_of_condition(rng, 4, 9, 1e11, "one small")
+    pairs = lrj.SecantPairs(s, s)
+    for rtol, rank in ((None, 4), (1e-13, 4), (1e-9, 3)):
+        h = lrj.fit(pairs, extrapolate=0, rtol=rtol)
+        assert np.sum(np.linalg.norm(h.factors[:4], axis=1) > 0.5) == rank
+
+
 def test_traced_options_equal_static_ones(rng):
     s, y = rng.normal(size=(4, 9)), rng.normal(size=(4, 9))
     traced = jax.jit(lambda e, r: lrj.fit(lrj.SecantPairs(s, y), extrapolate=e, rtol=r).to_dense())

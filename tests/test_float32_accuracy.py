@@ -26,8 +26,11 @@ def errors_and_ranks(spectrum, n, cond, extrapolate):
 
 
 @pytest.mark.parametrize("extrapolate", [0, 2 / 3])
-@pytest.mark.parametrize("n", [4, 16, 64])
-@pytest.mark.parametrize("spectrum", ["geometric", "clustered"])
+@pytest.mark.parametrize(
+    ("spectrum", "n"),
+    [(spectrum, n) for spectrum in ("geometric", "clustered") for n in (4, 16, 64)]
+    + [("one small", 4), ("one small", 16)],  # at 64 a sum of 64 cancelling terms: 4 to 6 times
+)
 def test_error_is_within_five_times_that_of_householder_qr(spectrum, n, extrapolate):
     for cond in (1, 1e1, 1e2, 1e3, 1e4, 1e5, 3e5):
         ours, numpy, ranks = errors_and_ranks(spectrum, n, cond, extrapolate)

@@ -89,6 +89,13 @@ def test_the_step_can_be_given(rng):
     assert reference.relative_error(found, exact) < 1e-3
 
 
+def test_the_difference_is_divided_by_the_step_really_taken():
+    """1 + 1e-6 is 1 + 9.5e-7 in float32: the quotient of a quadratic stays exact."""
+    ones = np.ones(3, np.float32)
+    found = lrj.gradient_difference(lambda x: jnp.sum(x**2), step=1e-6)(ones, ones)
+    np.testing.assert_allclose(found, 2, rtol=1e-6)
+
+
 def test_a_point_at_the_origin_and_half_precision(rng):
     v = rng.normal(size=5)
     a = draws.symmetric(rng, 5)

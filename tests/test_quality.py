@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import lowrank_jax as lrj
 from tests import draws, reference
@@ -101,3 +102,26 @@ def test_comparison_with_a_hessian_that_is_zero():
     found = lrj.compare_hvp(linear, one, np.ones(3), vectors)
     assert np.isinf(found.relative_error).all()
     assert (found.cosine == 0).all()
+
+
+def test_the_rounding_reported_is_that_of_pairs_with_a_step(rng):
+    """A symmetric stencil: its centre has no step, and says nothing of the others."""
+    x, h = rng.normal(size=(2, 9))
+    points = np.stack([x, x + 1e-2 * h, x - 1e-2 * h])
+    pairs = lrj.centered(points, points)
+    assert np.isinf(pairs.rounding[0])
+    np.testing.assert_array_equal(
+        lrj.diagnose(lrj.fit(pairs), pairs).rounding, np.max(pairs.rounding[1:])
+    )
+    equal = lrj.centered(points[[0, 0]], points[[0, 0]])
+    assert np.isinf(lrj.diagnose(lrj.fit(equal), equal).rounding)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_float32_data_of_any_magnitude_is_diagnosed(rng, scale):
+    s = (scale * rng.normal(size=(5, 9))).astype(np.float32)
+    pairs = lrj.centered(s, 2 * s)
+    report = lrj.diagnose(lrj.fit(pairs), pairs)
+    assert report.finite
+    assert report.secant_residual < 1e-6
+    assert 1e-8 < report.rounding < 1e-4
