@@ -23,11 +23,6 @@ def length(rows: Any) -> int:
     return jax.tree.leaves(rows)[0].shape[0]
 
 
-def width(rows: Any) -> int:
-    """The number D of columns."""
-    return sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(rows))
-
-
 def wider(*dtypes: Any) -> jnp.dtype:
     """The dtype to which these promote, also where implicit promotion is forbidden."""
     with jax.numpy_dtype_promotion("standard"):
@@ -174,15 +169,15 @@ def orthonormal(rows: Any, *, eps: float, rtol: Any = 0.0) -> Basis:
     resolves them. A Cholesky factor of what is by then nearly the identity whitens the rest.
 
     The rotations are multiplied up as small matrices and applied to the given rows
-    at once. Data at the rows then see the very matrix that the rows saw: its
-    own rounding is no error, only another choice of combinations.
+    at once. Data at the rows then see the very matrix that the rows saw: what rounding did
+    to the product of the rotations is no error, only another choice of combinations.
 
     A row of rounding noise must not be promoted to a direction: `_lifted` carries the
     noise of the rows along, and what does not rise above it is dropped, exactly to zero.
 
     The rotations are constants: any constant invertible transform spans the same rows,
-    so the derivative through the row scale and the whitening alone is complete,
-    and it is smooth to all orders.
+    so the rows differentiate through their scale and the whitening alone, smoothly to
+    all orders. The transform has the derivative of the pseudo-inverse (`_least_squares`).
 
     Args:
       rows: n rows, all leaves of one dtype (see `widen`).
@@ -217,8 +212,7 @@ def orthonormal(rows: Any, *, eps: float, rtol: Any = 0.0) -> Basis:
     null = jnp.where(kept, 0, reciprocal(size))[:, None] * second
     leak = product(second, null.T, null)
     transform = product(whiten, rotation - product(leak, first) * unit[None, :])
-    null_part = _null_part(basis, scale(unit, shifted), product(whiten, second - leak, first))
-    transform = transform + jnp.where(jnp.all(kept), 0, null_part * unit[None, :])
+    transform = _least_squares(basis, scale(unit, shifted), unit, lax.stop_gradient(transform))
     return Basis(basis, transform, shift, kept)
 
 
@@ -263,24 +257,28 @@ def _whitening(inner: jax.Array, kept: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def _null_part(basis: Any, unit_rows: Any, transform: jax.Array) -> jax.Array:
-    """Zero, with the part of the pseudo-inverse's derivative that the null combinations carry.
+def _least_squares(basis: Any, unit_rows: Any, unit: jax.Array, transform: jax.Array) -> jax.Array:
+    """The transform, with the derivative of the pseudo-inverse that it is.
 
-    With `K = Q U^T`, the transform is the pseudo-inverse `T = (K^T)^+`, and
+    With `K = Q U^T` for the unit rows U, `T = transform / unit = (K^T)^+` and
 
-        dT = -T dK^T T + T T^T dK (I - K^T T).
+        dT = T T^T dK (I - K^T T) - T dK^T T;
 
-    The whitening gives the first term; the second acts on what is inconsistent
-    in the data along dependent rows, and is this function's derivative.
+    the first term acts on what is inconsistent in the data along dependent rows.
     """
-    del basis, unit_rows
-    return jnp.zeros_like(transform)
+    del basis, unit_rows, unit
+    return transform
 
 
-@_null_part.defjvp
-def _null_part_jvp(primals, tangents):
-    (basis, unit_rows, t), (d_basis, d_unit_rows, _) = primals, tangents
+@_least_squares.defjvp
+def _least_squares_jvp(primals, tangents):
+    basis, unit_rows, unit, transform = primals
+    d_basis, d_unit_rows, d_unit, _ = tangents
+    transform = _least_squares(*primals)
+    t = transform * reciprocal(unit)[None, :]
     k = gram(basis, unit_rows)
     dk = gram(d_basis, unit_rows) + gram(basis, d_unit_rows)
-    residual = jnp.eye(len(t), dtype=t.dtype) - product(k.T, t)
-    return jnp.zeros_like(t), product(t, t.T, dk, residual)
+    dependent = jnp.any(jnp.all(t == 0, axis=1))
+    residual = jnp.where(dependent, jnp.eye(len(t), dtype=t.dtype) - product(k.T, t), 0)
+    dt = product(t, t.T, dk, residual) - product(t, dk.T, t)
+    return transform, dt * unit[None, :] + t * d_unit[None, :]

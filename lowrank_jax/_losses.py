@@ -29,6 +29,8 @@ def at(loss: Callable, argnums: Argnums, rest: tuple, *, has_aux: bool = False) 
     positions = _positions(argnums, len(rest) + count)
 
     def of_x(x):
+        if not isinstance(argnums, int) and not (isinstance(x, tuple) and len(x) == count):
+            raise ValueError(f"argnums {argnums} take a tuple of {count} arguments, got {x!r}")
         places = dict(zip(positions, (x,) if isinstance(argnums, int) else x, strict=True))
         others = iter(rest)
         args = (places[i] if i in places else next(others) for i in range(len(rest) + count))
@@ -38,6 +40,8 @@ def at(loss: Callable, argnums: Argnums, rest: tuple, *, has_aux: bool = False) 
                 f"loss must return a pair (value, aux) with has_aux=True, got {type(out).__name__}"
             )
         value = out[0] if has_aux else out
+        if not jax.tree_util.all_leaves([value]):
+            raise TypeError(f"loss must return a scalar, got {jax.tree.structure(value)}")
         if jnp.shape(value) != ():
             raise ValueError(f"loss must return a scalar, got shape {jnp.shape(value)}")
         if not jnp.issubdtype(jnp.result_type(value), jnp.floating):

@@ -80,14 +80,15 @@ def masked_inverse(select: Callable, m: jax.Array, *args: jax.Array) -> jax.Arra
 @masked_inverse.defjvp
 def _masked_inverse_jvp(select, primals, tangents):
     m, *args = primals
+    dm = tangents[0]
     w, v = eigh(m)
     f = _kept_reciprocal(select, w, v, args)
     kept = f != 0
     one_kept = kept[:, None] != kept[None, :]
     gaps = reciprocal(jnp.where(one_kept, w[:, None] - w[None, :], 0))
-    phi = (f[:, None] - f[None, :]) * gaps - f[:, None] * f[None, :]
-    inverse = product(v * f[None, :], v.T)
-    return inverse, product(v, phi * product(v.T, tangents[0], v), v.T)
+    mixed = product(v, (f[:, None] - f[None, :]) * gaps * product(v.T, dm, v), v.T)
+    inverse = masked_inverse(select, m, *args)  # itself, so that it differentiates again
+    return inverse, mixed - product(inverse, dm, inverse)
 
 
 def _kept_reciprocal(select, w, v, args):

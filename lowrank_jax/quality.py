@@ -153,12 +153,12 @@ def compare_hvp(
     def compare(v):
         exact, approximate = _frames.widen((product_at_x(x, v, *args), hessian @ v))
         v = _frames.widen(v)
-        size, _approximate_size = _frames.norm(exact), _frames.norm(approximate)
+        size = _frames.norm(exact)
         error = jax.tree.map(jnp.subtract, approximate, exact)
         return HvpComparison(
             relative_error=_ratio(_frames.norm(error), size),
             cosine=_overlap(approximate, exact),
-            curvature_error=_overlap(v, error) * _ratio(_frames.norm(error), size),
+            curvature_error=_overlap(v, error) * _frames.norm(error) * reciprocal(size),
         )
 
     return jax.vmap(compare)(vectors)

@@ -19,9 +19,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lowrank_jax import _checks, _frames
-from lowrank_jax._spectral import masked_inverse, product, symmetrize
+from lowrank_jax._spectral import eigh, masked_inverse, product, symmetrize
 from lowrank_jax.pairs import SecantPairs, check
 from lowrank_jax.symmetric import SymmetricLowRank
 
@@ -109,20 +110,25 @@ def _fit(
 
     # In units of a power of two, so that P P^T keeps its digits and an H of any size fits.
     y_peaks = _frames.peaks(y)
-    unit = _frames.power_of_two(jnp.max(y_peaks * basis.scale))
-    z = _frames.combine(basis.transform * (basis.scale / unit)[None, :], y)
+    s_peaks = _frames.peaks(s)
+    unit = _frames.power_of_two(jnp.max(jnp.where(s_peaks > 0, y_peaks * basis.scale, 0)))
+    weights = basis.scale / unit
+    z = _frames.combine(basis.transform * weights[None, :], y)
     a = _frames.gram(z, q)
     m = symmetrize(a)
     p = jax.tree.map(jnp.subtract, z, _frames.combine(a, q))
 
     if least_norm:
-        c = jnp.zeros_like(m)
+        v, c = jnp.eye(n, dtype=m.dtype), jnp.zeros_like(m)
     else:
-        rank = jnp.sum(basis.kept)
-        c = masked_inverse(_extrapolated, m, _frames.gram(p, p), rank, extrapolate, eps)
-    one = jnp.eye(n, dtype=m.dtype)
-    core = unit * jnp.block([[m, one], [one, c]])
-    valid = jnp.isfinite(jnp.max(_frames.peaks(s) + y_peaks))
+        # A kept w may be mere noise where H has low rank, and then P is noise along its
+        # eigenvector: rotated into eigenvectors first, 1 / w meets that and nothing larger.
+        v = lax.stop_gradient(eigh(m)[1])
+        p = _frames.combine(v.T, p)
+        m_v, rank = symmetrize(product(v.T, m, v)), jnp.sum(basis.kept)
+        c = masked_inverse(_extrapolated, m_v, _frames.gram(p, p), rank, extrapolate, eps)
+    core = unit * jnp.block([[m, v], [v.T, c]])
+    valid = jnp.all(jnp.isfinite(s_peaks) & jnp.isfinite(y_peaks) & (weights > 0))
     valid &= (extrapolate >= 0) & (extrapolate <= 1) & (rtol >= 0) & (rtol <= 1)
     core = core * jnp.where(valid, 1, jnp.nan).astype(core.dtype)
     factors = jax.tree.map(lambda top, bottom: jnp.concatenate([top, bottom]), q, p)

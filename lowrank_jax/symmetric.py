@@ -73,7 +73,7 @@ class SymmetricLowRank:
         return self
 
     def __repr__(self) -> str:
-        if not all(hasattr(x, "shape") for x in jax.tree.leaves(self)):
+        if not hasattr(self.core, "shape"):  # a pytree of something else than arrays
             return f"SymmetricLowRank(factors={self.factors!r}, core={self.core!r})"
         count = self.core.shape[-1]
         return f"SymmetricLowRank(shape={self.shape}, factors={count}, dtype={self.dtype})"
@@ -202,7 +202,7 @@ class SymmetricLowRank:
             _checks.like(v, name, self.factors, "a factor of the operator", pattern_lead=1)
         except ValueError as error:
             raise ValueError(f"{error}; for a stack of vectors use jax.vmap(H.mv)") from None
-        return v
+        return _frames.cast_like(v, self.factors)
 
     def _balanced(self):
         """Factors and core scaled by powers of two, and the unit to multiply H by.

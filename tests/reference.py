@@ -74,8 +74,8 @@ def fit(s, y, extrapolate, *, rank=None, eps=2.0**-52):
     keep = size > cut * (1 + np.sqrt(eps))
     keep &= size > np.sqrt(eps) * outside
     keep &= size > 4 * len(s) * eps * np.max(np.hypot(w, outside), initial=0)
-    c = v[:, keep] / w[keep] @ v[:, keep].T
-    return q.T @ m @ q + q.T @ p + p.T @ q + p.T @ c @ p
+    outward = v[:, keep].T @ p
+    return q.T @ m @ q + q.T @ p + p.T @ q + outward.T / w[keep] @ outward
 
 
 def low_rank(factors, core):

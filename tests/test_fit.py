@@ -60,6 +60,16 @@ def test_full_extrapolation_recovers_a_hessian_of_rank_at_most_n(rng, rank):
     assert reference.relative_error(fitted(s, s @ a, 1), a) < 1e-10
 
 
+@pytest.mark.parametrize("cond", [1e2, 1e3, 1e5])
+@pytest.mark.parametrize("extrapolate", [2 / 3, 1])
+def test_low_rank_is_recovered_from_ill_conditioned_steps(rng, extrapolate, cond):
+    """Curvature that is rounding noise extrapolates nothing: error eps cond, no cliff."""
+    for _ in range(10):
+        a = draws.symmetric(rng, 20, 2)
+        s = draws.steps_of_condition(rng, 4, 20, cond, "geometric")
+        assert reference.relative_error(fitted(s, s @ a, extrapolate), a) < 1e4 * 2.0**-52 * cond
+
+
 @pytest.mark.parametrize("n", [9, 12])
 def test_as_many_pairs_as_dimensions_recover_the_hessian(rng, n):
     a, s = draws.symmetric(rng, 9), rng.normal(size=(n, 9))

@@ -102,6 +102,7 @@ def test_comparison_with_a_hessian_that_is_zero():
     found = lrj.compare_hvp(linear, one, np.ones(3), vectors)
     assert np.isinf(found.relative_error).all()
     assert (found.cosine == 0).all()
+    assert (found.curvature_error == 0).all()
 
 
 def test_the_rounding_reported_is_that_of_pairs_with_a_step(rng):

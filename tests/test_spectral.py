@@ -38,6 +38,10 @@ def test_the_inverse_of_the_kept_part_differentiates(rng, values):
 def test_second_derivatives_at_distinct_eigenvalues(rng):
     m = matrix(rng, [3.0, -2.0, 0.5, 0.1])
     check_grads(lambda a: masked_inverse(above, (a + a.T) / 2, 0.3), (m,), order=2, rtol=1e-5)
+    all_kept = matrix(rng, [2.0, 2.0, -2.0, 0.5])
+    check_grads(
+        lambda a: masked_inverse(above, (a + a.T) / 2, 0.3), (all_kept,), order=2, rtol=1e-5
+    )
     check_grads(lambda a: eigh((a + a.T) / 2)[0], (m,), order=2, rtol=1e-5)
 
 
