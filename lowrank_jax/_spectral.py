@@ -11,7 +11,7 @@ differentiate in both modes and more than once.
 """
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +63,7 @@ def _eigh_jvp(primals, tangents):
     return (w, v), (jnp.diagonal(rotated), dv)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def masked_inverse(select: Callable, m: jax.Array, *args: jax.Array) -> jax.Array:
+def masked_inverse(select: Callable, m: jax.Array, *args: Any) -> jax.Array:
     """`V diag(keep / w) V^T` for symmetric `m = V diag(w) V^T` and `keep = select(w, V, *args)`.
 
     The mask is piecewise constant: the derivative is that of the kept spectral
@@ -74,23 +73,26 @@ def masked_inverse(select: Callable, m: jax.Array, *args: jax.Array) -> jax.Arra
     the rule returns the part that is finite.
     """
     w, v = eigh(m)
-    return product(v * _kept_reciprocal(select, w, v, args)[None, :], v.T)
+    return _kept_inverse(m, w, v, select(w, v, *args))
 
 
-@masked_inverse.defjvp
-def _masked_inverse_jvp(select, primals, tangents):
-    m, *args = primals
+@jax.custom_jvp
+def _kept_inverse(m, w, v, keep):
+    del m  # the derivative needs it: those of w and V do not exist where eigenvalues repeat
+    return product(v * _kept_reciprocal(w, keep)[None, :], v.T)
+
+
+@_kept_inverse.defjvp
+def _kept_inverse_jvp(primals, tangents):
+    _, w, v, keep = primals
     dm = tangents[0]
-    w, v = eigh(m)
-    f = _kept_reciprocal(select, w, v, args)
-    kept = f != 0
-    one_kept = kept[:, None] != kept[None, :]
+    f = _kept_reciprocal(w, keep)
+    one_kept = keep[:, None] != keep[None, :]
     gaps = reciprocal(jnp.where(one_kept, w[:, None] - w[None, :], 0))
     mixed = product(v, (f[:, None] - f[None, :]) * gaps * product(v.T, dm, v), v.T)
-    inverse = masked_inverse(select, m, *args)  # itself, so that it differentiates again
+    inverse = _kept_inverse(*primals)  # itself, so that it differentiates again
     return inverse, mixed - product(inverse, dm, inverse)
 
 
-def _kept_reciprocal(select, w, v, args):
-    keep = select(w, v, *args)
+def _kept_reciprocal(w, keep):
     return jnp.where(keep, reciprocal(jnp.where(keep, w, 0)), 0)

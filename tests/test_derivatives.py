@@ -101,15 +101,16 @@ def test_derivatives_with_a_duplicated_point(rng, extrapolate):
 @pytest.mark.parametrize("consistent", [True, False])
 def test_derivatives_along_dependent_steps(rng, consistent, extrapolate):
     """One step is a combination of three others, all of them ill-conditioned."""
+
+    @jax.jit
+    def of_combination(s, c, a, free):
+        rows = jnp.concatenate([s, (c @ s[:3])[None]])
+        return results(extrapolate, rows, rows @ a if consistent else free)
+
     for _ in range(3):
         s = draws.steps_of_condition(rng, N, DIM, 30.0, "geometric")
-        a, free = draws.symmetric(rng, DIM), rng.normal(size=(N + 1, DIM))
-
-        def of_combination(s, c, a=a, free=free):
-            rows = jnp.concatenate([s, (c @ s[:3])[None]])
-            return results(extrapolate, rows, rows @ a if consistent else free)
-
-        function, args = jax.jit(of_combination), (s, rng.normal(size=3))
+        fixed = {"a": draws.symmetric(rng, DIM), "free": rng.normal(size=(N + 1, DIM))}
+        function, args = partial(of_combination, **fixed), (s, rng.normal(size=3))
         check_grads(function, args, order=1, rtol=1e-4, atol=1e-4, eps=1e-6)
 
 

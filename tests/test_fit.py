@@ -206,6 +206,15 @@ def test_half_precision_is_computed_in_single_and_returned_in_half(rng):
         assert reference.relative_error(h.to_dense(), truth) < 8 * float(jnp.finfo(dtype).eps)
 
 
+def test_data_beyond_the_range_of_float32_is_never_a_plausible_zero(rng):
+    s = np.array([[1.5e38, 0.0], [0.0, 1.0]], np.float32)
+    h = fitted(s, s, 1)
+    assert np.isnan(h).all() or reference.relative_error(h, np.eye(2)) < 1e-6
+    padded = np.array([[0, 0], [1, 0]], np.float32)
+    h = fitted(padded, np.array([[1e30, 0], [2e-10, 0]], np.float32), 1)
+    np.testing.assert_allclose(h, [[2e-10, 0], [0, 0]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
 def test_any_magnitude_of_float32_data(rng, scale):
     a = draws.symmetric(rng, 9)

@@ -55,34 +55,82 @@ def equations(jaxpr):
     """All equations, also those inside calls, loops, branches and derivative rules."""
     for equation in jaxpr.eqns:
         yield equation
-        for value in jax.tree.leaves(
-            list(equation.params.values()),
-            is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),
-        ):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
+        for inner in inner_jaxprs(equation):
+            yield from equations(inner)
+
+
+def inner_jaxprs(equation):
+    values = jax.tree.leaves(
+        list(equation.params.values()),
+        is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),
+    )
+    found = [getattr(value, "jaxpr", value) for value in values]
+    return [inner for inner in found if hasattr(inner, "eqns")]
+
+
+FACTORIZATIONS = (
+    "qr",
+    "geqrf",
+    "svd",
+    "lu",
+    "schur",
+    "eigh",
+    "cholesky",
+    "triangular_solve",
+    "householder",
+)
+
+
+def is_factorization(equation):
+    return equation.primitive.name.startswith(FACTORIZATIONS)
 
 
 def factorizations(jaxpr):
     """The factorizations in a jaxpr and the longest axis that each of them sees."""
-    names = (
-        "qr",
-        "geqrf",
-        "svd",
-        "lu",
-        "schur",
-        "eigh",
-        "cholesky",
-        "triangular_solve",
-        "householder",
-    )
     found = Counter()
-    for equation in equations(jaxpr):
-        if any(name in equation.primitive.name for name in names):
-            longest = max(max(v.aval.shape, default=0) for v in equation.invars)
-            found[equation.primitive.name] = max(found[equation.primitive.name], longest)
+    for equation in filter(is_factorization, equations(jaxpr)):
+        longest = max(max(v.aval.shape, default=0) for v in equation.invars)
+        found[equation.primitive.name] = max(found[equation.primitive.name], longest)
     return found
+
+
+def independent_factorizations(jaxpr):
+    """Pairs of factorizations of which neither waits for the other's result.
+
+    Several in a batch at once can deadlock a small CPU's thread pool in JAX 0.10: each
+    blocks a thread and waits for the threads that the others block.
+    """
+    seen, independent = [], []
+
+    def walk(jaxpr, inputs):
+        depends = dict(zip(jaxpr.invars, inputs, strict=True))
+
+        def of(variables):  # what constants wait for: nothing
+            return [
+                frozenset() if hasattr(v, "val") else depends.get(v, frozenset()) for v in variables
+            ]
+
+        for equation in jaxpr.eqns:
+            inputs = of(equation.invars)
+            everything = frozenset().union(*inputs)
+            outputs = [everything] * len(equation.outvars)
+            for inner in inner_jaxprs(equation):
+                one_to_one = len(inner.invars) == len(inputs)
+                results = walk(inner, inputs if one_to_one else [everything] * len(inner.invars))
+                if one_to_one and len(results) == len(outputs):
+                    outputs = results
+                else:
+                    outputs = [everything.union(*results)] * len(outputs)
+            if is_factorization(equation):
+                name = f"{equation.primitive.name} {len(seen)}"
+                independent.extend((name, other) for other in seen if other not in everything)
+                seen.append(name)
+                outputs = [everything | {name}] * len(outputs)
+            depends.update(zip(equation.outvars, outputs, strict=True))
+        return of(jaxpr.outvars)
+
+    walk(jaxpr, [frozenset()] * len(jaxpr.invars))
+    return independent
 
 
 def test_the_walker_finds_a_planted_qr():
@@ -109,6 +157,27 @@ def test_only_small_matrices_are_factorized_and_no_square_is_formed(name):
     for equation in equations(jaxpr):
         for variable in equation.outvars:
             assert list(variable.aval.shape).count(DIM) < 2, equation
+
+
+def test_the_walker_finds_independent_factorizations():
+    @jax.jit
+    def chained(x):
+        return jnp.linalg.cholesky(jnp.linalg.eigh(x)[1])
+
+    def side_by_side(x):
+        return jnp.linalg.eigvalsh(x), jax.jit(jnp.linalg.cholesky)(x)
+
+    def found(function):
+        return independent_factorizations(jax.make_jaxpr(function)(np.eye(3)).jaxpr)
+
+    assert not found(chained)
+    assert len(found(side_by_side)) == 1
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_factorizations_wait_for_each_other(name):
+    function, *args = PUBLIC[name]
+    assert not independent_factorizations(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 @pytest.mark.parametrize("name", [*PUBLIC, "to_dense"])

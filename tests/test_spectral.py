@@ -35,7 +35,7 @@ def test_the_inverse_of_the_kept_part_differentiates(rng, values):
     check_grads(inverse, (m,), order=1, rtol=1e-6, atol=1e-6)
 
 
-def test_second_derivatives_at_distinct_eigenvalues(rng):
+def test_second_derivatives_at_distinct_and_at_repeated_kept_eigenvalues(rng):
     m = matrix(rng, [3.0, -2.0, 0.5, 0.1])
     check_grads(lambda a: masked_inverse(above, (a + a.T) / 2, 0.3), (m,), order=2, rtol=1e-5)
     all_kept = matrix(rng, [2.0, 2.0, -2.0, 0.5])
