@@ -11,7 +11,14 @@ from lowrank_jax.pairs import (
     successive,
 )
 from lowrank_jax.products import gradient_difference, hvp, second_derivative
-from lowrank_jax.quality import Diagnosis, HvpComparison, compare_hvp, diagnose
+from lowrank_jax.quadratic import QuadraticModel, quadratic_model
+from lowrank_jax.quality import (
+    Diagnosis,
+    HvpComparison,
+    choose_extrapolation,
+    compare_hvp,
+    diagnose,
+)
 from lowrank_jax.secant import fit
 from lowrank_jax.symmetric import SymmetricLowRank
 
@@ -20,10 +27,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Diagnosis",
     "HvpComparison",
+    "QuadraticModel",
     "SecantPairs",
     "SymmetricLowRank",
     "anchored",
     "centered",
+    "choose_extrapolation",
     "compare_hvp",
     "concatenate",
     "diagnose",
@@ -31,6 +40,7 @@ __all__ = [
     "from_first",
     "gradient_difference",
     "hvp",
+    "quadratic_model",
     "secant_hessian",
     "secant_pairs",
     "second_derivative",

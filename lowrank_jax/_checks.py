@@ -101,6 +101,18 @@ def between(value: Any, name: str, low: float, high: float) -> None:
         raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
 
 
+def positive(value: Any, name: str) -> None:
+    """A real number above 0; of a traced one only dtype and shape are known.
+
+    Raises:
+      TypeError: for anything but a real number.
+      ValueError: for an array with axes, or a number that is not above 0.
+    """
+    scalar(value, name)
+    if not isinstance(value, jax.core.Tracer) and not float(value) > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+
+
 def count(value: Any, name: str, low: int) -> None:
     """A Python integer, at least `low`.
 

@@ -69,6 +69,11 @@ def gram(a: Any, b: Any) -> jax.Array:
     return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(leaf_gram, a, b)))
 
 
+def dot(u: Any, v: Any) -> jax.Array:
+    """The inner product of two vectors."""
+    return gram(jax.tree.map(lambda leaf: leaf[None], u), v)[0]
+
+
 def combine(coefficients: jax.Array, rows: Any) -> Any:
     """`T B`: a (k, n) matrix times n rows gives k rows, an (n,) vector gives one vector.
 
@@ -96,6 +101,14 @@ def scale(factors: jax.Array, rows: Any) -> Any:
     return jax.tree.map(
         lambda x: x * factors.reshape((-1,) + (1,) * (x.ndim - 1)).astype(x.dtype), rows
     )
+
+
+def reject(v: Any, basis: Any) -> Any:
+    """What is left of one vector outside the span of orthonormal rows, `v - Q^T Q v`.
+
+    Rounding leaves eps |v| in the span; of what a second call is given, it leaves nothing.
+    """
+    return jax.tree.map(jnp.subtract, v, combine(gram(basis, v), basis))
 
 
 def peaks(rows: Any) -> jax.Array:
@@ -282,3 +295,45 @@ def _least_squares_jvp(primals, tangents):
     residual = jnp.where(dependent, jnp.eye(len(t), dtype=t.dtype) - product(k.T, t), 0)
     dt = product(t, t.T, dk, residual) - product(t, dk.T, t)
     return transform, dt * unit[None, :] + t * d_unit[None, :]
+
+
+class Frame(NamedTuple):
+    """k rows in an orthonormal basis of their span, `B = L Q`.
+
+    Attributes:
+      rows: k orthonormal rows Q, those beyond the rank exactly zero.
+      coordinates: L = B Q^T, (k, k).
+      inverse: (k, k), R with `Q = R B`.
+    """
+
+    rows: Any
+    coordinates: jax.Array
+    inverse: jax.Array
+
+
+@jax.custom_jvp
+def frame(rows: Any) -> Frame:
+    """The frame of k rows of one dtype.
+
+    It moves with the rows without turning within their span, `dQ Q^T = 0`, hence
+
+        dL = dB Q^T,    dQ = R (dB - dL Q),    dR = -R dL R.
+
+    What depends on B alone has the right derivatives of all orders in these terms where
+    the rank is constant. Where the rank changes, what depends on L and K alone, as a
+    function of `H = Q^T (L^T K L) Q` in the form `B^T N(L, K) B` does, has the right
+    first derivative still: B lies in the span of Q, so no other part of dB enters.
+    """
+    basis = orthonormal(rows, eps=float(jnp.finfo(compute_dtype(rows)).eps))
+    return Frame(basis.rows, gram(rows, basis.rows), basis.transform * basis.scale[None, :])
+
+
+@frame.defjvp
+def _frame_jvp(primals, tangents):
+    (rows,), (d_rows,) = primals, tangents
+    here = frame(rows)
+    q, _, inverse = here
+    d_coordinates = gram(d_rows, q)
+    outside = jax.tree.map(jnp.subtract, d_rows, combine(d_coordinates, q))
+    d_inverse = -product(inverse, d_coordinates, inverse)
+    return here, Frame(combine(inverse, outside), d_coordinates, d_inverse)

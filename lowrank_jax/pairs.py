@@ -218,10 +218,7 @@ def secant_pairs(
         points, rest = _losses.split(argnums, args)
         points, _ = _checks.rows(points, "points")
         gradient = _losses.gradient(loss, argnums, rest, has_aux=has_aux)
-        if batch_size is None:
-            out = jax.vmap(gradient)(points)
-        else:
-            out = lax.map(gradient, points, batch_size=batch_size)
+        out = _losses.each(gradient, points, batch_size)
         grads, aux = out if has_aux else (out, None)
         pairs = pairing(points, grads)
         return (pairs, aux) if has_aux else pairs

@@ -5,13 +5,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lowrank_jax import _checks, _frames
 from lowrank_jax._losses import Argnums
 from lowrank_jax._spectral import reciprocal
 from lowrank_jax.pairs import SecantPairs, check, rounding
 from lowrank_jax.products import hvp
+from lowrank_jax.secant import fit
 from lowrank_jax.symmetric import SymmetricLowRank
+
+CANDIDATES = (0, 1 / 2, 2 / 3, 4 / 5)
 
 
 class Diagnosis(NamedTuple):
@@ -21,6 +25,8 @@ class Diagnosis(NamedTuple):
       secant_residual: `|U H - V|_F / |V|_F` for unit steps U and their gradient differences V.
       asymmetry: `|G - G^T|_F / 2 |G|_F` for `G = U V^T`; in [0, 1], 0 for a quadratic loss.
       rank: the numerical rank of the steps.
+      leave_one_out: `(sum_i |H_i u_i - v_i|^2 / |V|_F^2)^(1/2)`, H_i the fit to all pairs but
+        the i-th.
       rounding: the largest relative rounding error of a pair that has a step (of any,
         where none has); near 1 it carries only noise.
       finite: whether all numbers of the pairs and of the operator are finite.
@@ -29,29 +35,41 @@ class Diagnosis(NamedTuple):
     secant_residual: jax.Array
     asymmetry: jax.Array
     rank: jax.Array
+    leave_one_out: jax.Array
     rounding: jax.Array
     finite: jax.Array
 
 
-def diagnose(hessian: SymmetricLowRank, pairs: SecantPairs) -> Diagnosis:
+def diagnose(
+    hessian: SymmetricLowRank, pairs: SecantPairs, *, extrapolate: float | jax.Array = 2 / 3
+) -> Diagnosis:
     """How far an operator can be trusted, from the pairs that it was fitted to.
 
-    The secant residual is at rounding level for consistent pairs; what it is above
-    that, no symmetric H explains. The asymmetry of `S Y^T`, which is symmetric for a
-    quadratic loss, measures how far the loss is from quadratic on the cloud.
+    * The secant residual is at rounding level for consistent pairs; what it is above
+      that, no symmetric H explains.
+    * The asymmetry of `S Y^T`, which is symmetric for a quadratic loss, measures how
+      far the loss is from quadratic on the cloud.
+    * The leave-one-out error predicts each pair from the others: an estimate of
+      `|H_r v - H v| / |H v|` for a new v that is drawn as the steps were. Steps that sum to
+      zero are those of `centered`: there a point is left out of the cloud, and of its mean.
+      Where steps depend on each other in another way, what is left out is known
+      already, and the error is too good.
+
+    Residual and asymmetry have derivative 0 where they are rounding.
 
     Args:
       hessian: the operator.
       pairs: secant pairs, of the operator's structure. Pairs without a step count for nothing.
+      extrapolate: of the fits that leave a pair out; that of the fit itself, as a rule.
 
     Returns:
-      `Diagnosis`, scalars all. Numbers that are not finite make `finite`
-      False and the residual and the asymmetry NaN.
+      `Diagnosis`, scalars all. Numbers that are not finite make `finite` False and the
+      errors NaN. Without any step the leave-one-out error is NaN, with one it is 1.
 
     Raises:
       TypeError: for leaves that are not real floating-point arrays.
-      ValueError: where the pairs do not fit the operator, or for a batch of operators
-        without `vmap`.
+      ValueError: where the pairs do not fit the operator, for a batch of operators
+        without `vmap`, or for `extrapolate` outside [0, 1].
 
     Example:
       >>> import jax.numpy as jnp
@@ -68,13 +86,13 @@ def diagnose(hessian: SymmetricLowRank, pairs: SecantPairs) -> Diagnosis:
     _checks.like(
         pairs.steps, "pairs.steps", hessian.factors, "a factor of hessian", lead=1, pattern_lead=1
     )
-    return _diagnose(hessian, pairs)
+    _checks.between(extrapolate, "extrapolate", 0, 1)
+    return _diagnose(hessian, pairs, extrapolate)
 
 
 @jax.jit
-def _diagnose(hessian, pairs):
-    steps, grad_diffs = _frames.widen(pairs.steps), _frames.widen(pairs.grad_diffs)
-    basis = _frames.orthonormal(steps, eps=_frames.resolution(pairs.steps))
+def _diagnose(hessian, pairs, extrapolate):
+    steps, grad_diffs = _frames.widen((pairs.steps, pairs.grad_diffs))
     sizes = _frames.norms(steps)
     used, inverse = sizes > 0, reciprocal(sizes)
     unit_steps = _frames.scale(inverse, steps)
@@ -82,16 +100,104 @@ def _diagnose(hessian, pairs):
     images = jax.vmap(_frames.widen(hessian).mv)(unit_steps)
     residual = _total_norm(jax.tree.map(jnp.subtract, images, slopes))
     g = _frames.gram(unit_steps, slopes)
+    short, rank = _short(pairs)
     everything = (pairs.steps, pairs.grad_diffs, hessian)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(everything)]))
     valid = jnp.where(finite, 1, jnp.nan).astype(g.dtype)
     return Diagnosis(
-        secant_residual=_ratio(residual, _total_norm(slopes)) * valid,
-        asymmetry=_ratio(_frames.norm(g - g.T), 2 * _frames.norm(g)) * valid,
-        rank=jnp.sum(basis.kept),
+        secant_residual=_resolved_ratio(residual, _total_norm(slopes), len(g)) * valid,
+        asymmetry=_resolved_ratio(_frames.norm(g - g.T), 2 * _frames.norm(g), len(g)) * valid,
+        rank=rank,
+        leave_one_out=_leave_one_out(short, extrapolate) * valid,
         rounding=jnp.max(jnp.where(used | ~jnp.any(used), rounding(pairs), 0), initial=0),
         finite=finite,
     )
+
+
+def choose_extrapolation(pairs: SecantPairs) -> jax.Array:
+    """The `extrapolate` in {0, 1/2, 2/3, 4/5} of the least leave-one-out error.
+
+    A scalar for `fit(pairs, extrapolate=choose_extrapolation(pairs))`; see `diagnose`
+    for the error. 1 is no candidate: where H is indefinite it is far off now and then, which
+    pairs left out one at a time do not always show. The choice is a constant to differentiation.
+
+    Args:
+      pairs: secant pairs whose steps are alike, as random ones are: the error speaks of
+        more such steps.
+
+    Returns:
+      A scalar of the pairs' dtype, float32 at least; NaN where the pairs are not finite or
+      none has a step.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays.
+      ValueError: for steps and gradient differences of different structure.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> steps = jax.random.normal(jax.random.key(0), (8, 40))
+      >>> pairs = SecantPairs(steps, steps * 0.5 ** jnp.arange(40))  # H decays fast
+      >>> round(float(choose_extrapolation(pairs)), 2)
+      0.8
+    """
+    return _choose_extrapolation(check(pairs)[0])
+
+
+@jax.jit
+def _choose_extrapolation(pairs):
+    short, _ = lax.stop_gradient(_short(pairs))
+    candidates = jnp.array(CANDIDATES, short.steps.dtype)
+    errors = jax.vmap(_leave_one_out, in_axes=(None, 0))(short, candidates)
+    best = jnp.argmin(errors)
+    return jnp.where(jnp.isfinite(errors[best]), candidates[best], jnp.nan)
+
+
+def _short(pairs):
+    """The pairs as rows of 2n numbers with the same inner products, and the rank of the steps.
+
+    With `S = R Q`, `Y = W Q + L E` for orthonormal rows Q and E, the rows [R, 0] and [W, L].
+    """
+    s, y = _frames.widen((pairs.steps, pairs.grad_diffs))
+    s, y = (_frames.scale(1 / _unit(rows), rows) for rows in (s, y))
+    if _frames.length(s) == 0:
+        nothing = jnp.zeros((0, 1), _frames.compute_dtype(s))
+        return SecantPairs(nothing, nothing), jnp.array(0)
+    basis = _frames.orthonormal(s, eps=_frames.resolution(pairs.steps))
+    w = _frames.gram(y, basis.rows)
+    outside = jax.tree.map(jnp.subtract, y, _frames.combine(w, basis.rows))
+    r = _frames.gram(s, basis.rows)
+    steps = jnp.concatenate([r, jnp.zeros_like(r)], axis=1)
+    slopes = jnp.concatenate([w, _frames.frame(outside).coordinates], axis=1)
+    return SecantPairs(steps, slopes), jnp.sum(basis.kept)
+
+
+def _unit(rows):
+    """One power of two for all rows, n times."""
+    peaks = _frames.peaks(rows)
+    return jnp.full_like(peaks, _frames.power_of_two(jnp.max(peaks, initial=0)))
+
+
+def _leave_one_out(short, extrapolate):
+    s, y, _ = short
+    n = len(s)
+    sizes = _frames.norms(s)
+    used, inverse = sizes > 0, reciprocal(sizes)
+    count = jnp.sum(used)
+    # The steps of `centered` sum to zero. Without point i they start from another mean.
+    is_centered = _frames.norm(jnp.sum(s, axis=0)) <= jnp.sqrt(jnp.finfo(s.dtype).eps) * jnp.max(
+        sizes, initial=0
+    )
+    shift = jnp.where(is_centered, 1 / jnp.maximum(count - 1, 1), 0).astype(s.dtype)
+
+    def error(i):
+        others = (used & (jnp.arange(n) != i))[:, None]
+        left = [jnp.where(others, rows + shift * rows[i][None, :], 0) for rows in (s, y)]
+        missed = fit(SecantPairs(*left), extrapolate=extrapolate) @ s[i] - y[i]
+        return _frames.norm(missed) * inverse[i]
+
+    errors = jax.vmap(error)(jnp.arange(n))
+    ratio = _ratio(_frames.norm(errors), _frames.norm(_frames.norms(y) * inverse))
+    return jnp.where(count > 0, ratio, jnp.nan)
 
 
 class HvpComparison(NamedTuple):
@@ -177,7 +283,14 @@ def _total_norm(rows):
     return _frames.norm(_frames.norms(rows))
 
 
+def _resolved_ratio(a, b, n):
+    """The ratio, a constant to differentiation where it is rounding."""
+    ratio = _ratio(a, b)
+    rounded = ratio <= 8 * (n + 1) * jnp.finfo(ratio.dtype).eps
+    return jnp.where(rounded, lax.stop_gradient(ratio), ratio)
+
+
 def _ratio(a, b):
-    """A / b; 0 / 0 is 0."""
+    """The ratio; 0 / 0 is 0."""
     zero = b == 0
     return jnp.where(zero, jnp.where(a == 0, 0, jnp.inf), a / jnp.where(zero, 1, b))

@@ -1,15 +1,17 @@
 """The operator: a symmetric matrix of low rank that acts on pytrees and is one itself."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lowrank_jax import _checks, _frames
-from lowrank_jax._spectral import eigh, mirror, product, symmetrize
+from lowrank_jax._spectral import eigh, function, mirror, product, symmetrize
 
 
 @jax.tree_util.register_dataclass
@@ -117,16 +119,12 @@ class SymmetricLowRank:
         exactly 0 and the row is zero. They are defined up to sign, and
         differentiate only where nonzero eigenvalues are distinct.
         """
-        rows, core, unit = self._balanced()
-        basis = _frames.orthonormal(rows, eps=float(jnp.finfo(core.dtype).eps)).rows
-        to_basis = _frames.gram(basis, rows)
-        s, v = eigh(symmetrize(product(to_basis, core, to_basis.T)))
-        terms = product(jnp.abs(to_basis), jnp.abs(core), jnp.abs(to_basis.T))
-        noise = 2 * math.sqrt(len(s)) * jnp.finfo(s.dtype).eps * jnp.max(terms, initial=0)
-        s = jnp.where(jnp.abs(s) <= noise, 0, s)
+        _, q, a, noise, unit = self._reduced()
+        s, v = eigh(a)
+        s = _without_noise(s, noise)
         order = jnp.argsort(-jnp.abs(s))
         s, v = s[order], jnp.where((s == 0)[None, :], 0, v)[:, order]
-        return s * unit, _frames.cast_like(_frames.combine(v.T, basis), self.factors)
+        return s * unit, _frames.cast_like(_frames.combine(v.T, q.rows), self.factors)
 
     @jax.jit
     def eigenvalues(self) -> jax.Array:
@@ -145,6 +143,203 @@ class SymmetricLowRank:
         rows, core, unit = self._balanced()
         m = product(core, _frames.gram(rows, rows))
         return _frames.safe_sqrt(jnp.sum(m * m.T)) * unit
+
+    @jax.jit
+    def inertia(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """How many of the D eigenvalues are positive, negative, and zero to rounding.
+
+        At a stationary point these decide the second-derivative test: a minimum
+        has no negative ones, a maximum no positive ones, a saddle has both. All are
+        -1 for an operator that is not finite.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> h = SymmetricLowRank(jnp.eye(4)[:2], jnp.diag(jnp.array([3.0, -1.0])))
+          >>> [int(count) for count in h.inertia()]
+          [1, 1, 2]
+        """
+        s = self.eigenvalues()
+        positive, negative = jnp.sum(s > 0), jnp.sum(s < 0)
+        counts = jnp.array([positive, negative, self.shape[-1] - positive - negative])
+        counts = jnp.where(jnp.all(jnp.isfinite(s)), counts, -1)
+        return counts[0], counts[1], counts[2]
+
+    @jax.jit
+    def diagonal(self) -> Any:
+        """The diagonal of H, one number for each coordinate, with the structure of a vector.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> SymmetricLowRank(jnp.array([[1.0, 0.0, 3.0]]), jnp.array([[2.0]])).diagonal()
+          Array([ 2.,  0., 18.], dtype=float32)
+        """
+        rows, core, unit = self._balanced()
+        images = _frames.combine(core, rows)
+        diagonal = jax.tree.map(lambda x, y: jnp.sum(x * y, axis=0) * unit, images, rows)
+        return _frames.cast_like(diagonal, self.factors)
+
+    def solve(self, v: Any, damping: float | jax.Array) -> Any:
+        """`(H + damping I)^-1 v`, for a damping that may be traced.
+
+        The small problem is solved in an orthonormal basis of the factors' span, and what
+        is outside is divided by the damping; derivatives are those of the linear
+        system, of all orders. H may be indefinite. Where -damping is one of its
+        eigenvalues there is no solution, and the result is not finite or, to rounding, huge.
+
+        Raises:
+          TypeError: for leaves of v that are not real floating-point arrays.
+          ValueError: where v does not have the structure and shapes of one factor,
+            or for a damping that is not above 0; a traced one gives NaN.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> h = SymmetricLowRank(jnp.eye(3)[:1], jnp.array([[3.0]]))
+          >>> h.solve(jnp.ones(3), damping=1.0)
+          Array([0.25, 1.  , 1.  ], dtype=float32)
+        """
+        _checks.positive(damping, "damping")
+        return self._solve(self._vector(v, "v"), _valid(damping, self.core.dtype))
+
+    @jax.jit
+    def _solve(self, v, damping):
+        h, pattern, v = _frames.widen(self), v, _frames.widen(v)
+        _, q, a, _, unit = lax.stop_gradient(h)._reduced()
+        w, u = eigh(a)
+        inverse = 1 / (w * unit + lax.stop_gradient(damping))
+
+        def shifted(x):
+            return jax.tree.map(lambda hx, x: hx + damping.astype(x.dtype) * x, h.mv(x), x)
+
+        def solved(_, b):
+            inside = _frames.gram(q.rows, b)
+            outside = _frames.reject(_frames.reject(b, q.rows), q.rows)
+            inside = _frames.combine(product(u, inverse * product(u.T, inside)), q.rows)
+            return jax.tree.map(lambda x, y: x + y / lax.stop_gradient(damping), inside, outside)
+
+        x = lax.custom_linear_solve(shifted, v, solved, symmetric=True)
+        return _frames.cast_like(x, pattern)
+
+    def logdet(self, damping: float | jax.Array) -> jax.Array:
+        """`log det(H + damping I)`, over all D dimensions; damping may be traced.
+
+        NaN where `H + damping I` is not positive definite. An eigenvalue of H
+        that is zero to rounding counts as zero.
+
+        Raises:
+          ValueError: for a damping that is not above 0; a traced one gives NaN.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> h = SymmetricLowRank(jnp.eye(3)[:1], jnp.array([[3.0]]))
+          >>> h.logdet(damping=1.0)
+          Array(1.3862944, dtype=float32)
+        """
+        _checks.positive(damping, "damping")
+        return self._logdet(_valid(damping, self.core.dtype))
+
+    @jax.jit
+    def _logdet(self, damping):
+        rows, core, unit = self._balanced()
+        return _log_determinant(SymmetricLowRank(rows, core * unit), damping)
+
+    def map_spectrum(self, f: Callable[[jax.Array], jax.Array]) -> "SymmetricLowRank":
+        """`f(H) = sum_i f(s_i) u_i u_i^T`, f of the eigenvalues, as an operator.
+
+        `jnp.abs` gives |H|, `jax.nn.relu` the positive part, `jnp.square` the square.
+        `f(0) = 0` is required: the D - k eigenvalues outside the factors' span
+        are zero and stay so. Functions that do not vanish at 0 are shifted: an inverse square
+        root of `H + d I` is `v / sqrt(d) + h.map_spectrum(lambda s: (s + d)**-0.5 - d**-0.5) @ v`.
+
+        With `f(s) = c s + s^2 p(s)`, `c = f'(0)`, the result is `B^T (c K + K N K) B`,
+        `N = B p(H) B^T`: the same factors in front of another core. Its first
+        derivatives are right wherever f(H) is differentiable, also at repeated
+        eigenvalues; where f is not differentiable at 0, as `jnp.abs`, H must keep its rank.
+        Second derivatives are right where the eigenvalues are distinct and the rank is constant.
+
+        Args:
+          f: an elementwise function of an array of one axis; it may close over traced values.
+
+        Raises:
+          ValueError: where f(0) is not 0 (NaN where that is known only when run), or f
+            changes the shape.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> h = SymmetricLowRank(jnp.eye(3)[:1], jnp.array([[-3.0]]))
+          >>> h.map_spectrum(jnp.abs) @ jnp.ones(3)
+          Array([3., 0., 0.], dtype=float32)
+        """
+        rows, q, a, noise, unit = self._reduced()
+        core = self._balanced()[1]
+        slope, valid = _behaviour_at_zero(f, core.dtype)
+
+        def curvature(w):  # p, in units
+            zero = jnp.abs(w) <= noise
+            w = jnp.where(zero, 1, w)
+            return jnp.where(zero, 0, (f(w * unit) - slope * unit * w) / w**2)
+
+        inner = product(q.coordinates, function(curvature, a), q.coordinates.T)
+        core = slope * unit * core + product(core, inner, core)
+        factors = _frames.cast_like(rows, self.factors)
+        return SymmetricLowRank(factors, symmetrize(core) * valid)
+
+    def sample(self, key: jax.Array, damping: float | jax.Array, shape: Sequence[int] = ()) -> Any:
+        """Draws from the normal distribution N(0, (H + damping I)^-1).
+
+        `(H + damping I)^(-1/2) z` for standard normal z, differentiable in H and damping. All
+        draws are NaN where `H + damping I` is not positive definite: for an
+        indefinite H choose the damping above minus its smallest eigenvalue, or
+        sample from `h.map_spectrum(jnp.abs)`.
+
+        Args:
+          key: the random key.
+          damping: above 0; may be traced.
+          shape: how many draws, as leading axes of the result.
+
+        Returns:
+          A pytree of vectors, with the leading axes `shape`.
+
+        Raises:
+          ValueError: for a damping that is not above 0; a traced one gives NaN.
+
+        Example:
+          >>> import jax, jax.numpy as jnp
+          >>> h = SymmetricLowRank(jnp.eye(3)[:1], jnp.array([[99.0]]))
+          >>> draws = h.sample(jax.random.key(0), damping=1.0, shape=(1000,))
+          >>> [round(x, 1) for x in jnp.std(draws, axis=0).tolist()]
+          [0.1, 1.0, 1.0]
+        """
+        _checks.positive(damping, "damping")
+        for count in shape:
+            _checks.count(count, "shape", 0)
+        return self._sample(key, damping, tuple(shape))
+
+    @partial(jax.jit, static_argnums=3)
+    def _sample(self, key, damping, shape):
+        h = _frames.widen(self)
+        damping = _valid(damping, self.core.dtype)
+
+        def inverse_root(w):  # minus its value at 0, without cancellation
+            positive = w + damping > 0
+            root = jnp.sqrt(jnp.where(positive, w + damping, 1))
+            shifted = -w / (root * jnp.sqrt(damping) * (root + jnp.sqrt(damping)))
+            return jnp.where(positive, shifted, jnp.nan)
+
+        correction = h.map_spectrum(inverse_root)
+
+        def draw(key):
+            leaves, tree = jax.tree.flatten(h.factors)
+            keys = jax.random.split(key, len(leaves))
+            z = [
+                jax.random.normal(k, x.shape[1:], x.dtype)
+                for k, x in zip(keys, leaves, strict=True)
+            ]
+            z = jax.tree.unflatten(tree, z)
+            x = jax.tree.map(lambda z, c: z / jnp.sqrt(damping) + c, z, correction @ z)
+            return _frames.cast_like(x, self.factors)
+
+        draws = jax.vmap(draw)(jax.random.split(key, math.prod(shape)))
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), draws)
 
     @partial(jax.jit, static_argnums=1)
     def truncate(self, rank: int) -> "SymmetricLowRank":
@@ -204,6 +399,17 @@ class SymmetricLowRank:
             raise ValueError(f"{error}; for a stack of vectors use jax.vmap(H.mv)") from None
         return _frames.cast_like(v, self.factors)
 
+    @jax.jit
+    def _reduced(self):
+        """Balanced rows `B = L Q` and their frame, `A = L^T K L`, its rounding, the unit of H."""
+        rows, core, unit = self._balanced()
+        frame = _frames.frame(rows)
+        coordinates = frame.coordinates
+        a = symmetrize(product(coordinates.T, core, coordinates))
+        terms = product(jnp.abs(coordinates.T), jnp.abs(core), jnp.abs(coordinates))
+        noise = 2 * math.sqrt(len(a)) * jnp.finfo(a.dtype).eps * jnp.max(terms, initial=0)
+        return rows, frame, a, lax.stop_gradient(noise), unit
+
     def _balanced(self):
         """Factors and core scaled by powers of two, and the unit to multiply H by.
 
@@ -215,3 +421,53 @@ class SymmetricLowRank:
         core = self.core * size[:, None] * size[None, :]
         unit = _frames.power_of_two(jnp.max(jnp.abs(core), initial=0))
         return _frames.scale(1 / size, _frames.widen(self.factors)), core / unit, unit
+
+
+@jax.custom_jvp
+def _log_determinant(h, damping):
+    _, _, a, noise, unit = h._reduced()
+    ratio = _without_noise(eigh(a)[0], noise) * unit / damping
+    logs = jnp.where(ratio > -1, jnp.log1p(jnp.where(ratio > -1, ratio, 0)), jnp.nan)
+    return h.shape[-1] * jnp.log(damping) + jnp.sum(logs)
+
+
+@_log_determinant.defjvp
+def _log_determinant_jvp(primals, tangents):
+    """`d log det = tr(R dH) + tr(R) dd` for `R = (H + d I)^-1`, from rows `X = B R`."""
+    h, damping = primals
+    dh, d_damping = tangents
+    solve = jax.vmap(lambda row: h._solve(row, damping))
+    x = solve(h.factors)
+    by_factors = 2 * jnp.sum(h.core * _frames.gram(x, dh.factors))
+    by_core = jnp.sum(_frames.gram(x, h.factors) * dh.core)
+    q = lax.stop_gradient(_frames.frame(h.factors).rows)
+    rank = jnp.sum(_frames.norms(q) > 0)
+    trace = jnp.trace(_frames.gram(solve(q), q)) + (h.shape[-1] - rank) / damping
+    return _log_determinant(*primals), by_factors + by_core + trace * d_damping
+
+
+def _without_noise(values, noise):
+    """Eigenvalues that are zero to rounding made exactly 0, with their derivatives."""
+    return values - lax.stop_gradient(jnp.where(jnp.abs(values) <= noise, values, 0))
+
+
+def _valid(damping, dtype):
+    """The damping in the dtype of the core, NaN where it is not positive."""
+    damping = jnp.asarray(damping, dtype)
+    return jnp.where(damping > 0, damping, jnp.nan)
+
+
+def _behaviour_at_zero(f, dtype):
+    """f'(0), 0 where it is not finite; 1 where f(0) = 0, else an error or, if traced, NaN."""
+    zero = jnp.zeros(1, dtype)
+    with jax.ensure_compile_time_eval():
+        value, slope = jax.jvp(f, (zero,), (jnp.ones_like(zero),))
+    if jnp.shape(value) != (1,):
+        raise ValueError(
+            f"f must map an array of eigenvalues of shape (1,) to the same shape, "
+            f"got {jnp.shape(value)}"
+        )
+    if not isinstance(value, jax.core.Tracer) and not value[0] == 0:
+        raise ValueError(f"f must be 0 at 0, got {value[0]}; shift it, as the docstring shows")
+    valid = jnp.where(value[0] == 0, 1, jnp.nan).astype(dtype)
+    return jnp.where(jnp.isfinite(slope[0]), slope[0], 0), valid

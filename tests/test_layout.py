@@ -11,7 +11,7 @@ FLOORS = (
     {"_frames"},
     {"pairs", "products", "symmetric"},
     {"secant"},
-    {"hessian", "quality"},
+    {"hessian", "quadratic", "quality"},
     {"__init__"},
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,284 @@
+"""The local quadratic model of a loss, and the steps that minimise it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lowrank_jax import _checks, _frames, _losses
+from lowrank_jax._spectral import reciprocal
+from lowrank_jax.pairs import centered
+from lowrank_jax.secant import fit
+from lowrank_jax.symmetric import SymmetricLowRank
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class QuadraticModel:
+    """`m(s) = value + <grad, s> + <s, H s> / 2`, a function of the step s from the center.
+
+    A pytree. Steps are vectors, with the structure of the center.
+
+    Attributes:
+      center: the point that steps start from.
+      value: the model's value there, a scalar.
+      grad: its gradient there.
+      hessian: its Hessian, `SymmetricLowRank`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> h = SymmetricLowRank(jnp.eye(2), jnp.diag(jnp.array([2.0, -1.0])))
+      >>> model = QuadraticModel(jnp.zeros(2), jnp.array(1.0), jnp.array([2.0, 0.0]), h)
+      >>> model.predict(jnp.array([-1.0, 0.0]))
+      Array(0., dtype=float32)
+      >>> step = model.trust_region_step(radius=2.0)
+      >>> round(float(model.predicted_change(step)), 4)
+      -2.6667
+    """
+
+    center: Any
+    value: jax.Array
+    grad: Any
+    hessian: SymmetricLowRank
+
+    @jax.jit
+    def predicted_change(self, step: Any) -> jax.Array:
+        """`<grad, s> + <s, H s> / 2`, a scalar.
+
+        The first term is what the gradient alone predicts. A step against the gradient
+        falls by exactly that where there is no curvature along it, by less where it is
+        positive, by more where it is negative.
+
+        Raises:
+          TypeError: for leaves that are not real floating-point arrays.
+          ValueError: where the step does not have the structure and shapes of the center.
+        """
+        curvature = self.hessian.bilinear(step, step)
+        return _frames.dot(self.grad, step) + curvature / 2
+
+    @jax.jit
+    def predict(self, step: Any) -> jax.Array:
+        """`value + <grad, s> + <s, H s> / 2`, a scalar; the same errors as `predicted_change`."""
+        return self.value + self.predicted_change(step)
+
+    def newton_step(self, damping: float | jax.Array) -> Any:
+        """`-(H + damping I)^-1 grad`: a descent step where `H + damping I` is positive definite.
+
+        Raises:
+          ValueError: for a damping that is not above 0; a traced one gives NaN.
+        """
+        return jax.tree.map(jnp.negative, self.hessian.solve(self.grad, damping))
+
+    @jax.jit
+    def cauchy_step(self) -> Any:
+        """The minimiser along the negative gradient, `-(<g, g> / <g, H g>) g`.
+
+        Zero where the gradient is; NaN where the curvature along it is not positive and the
+        model has no minimiser along it.
+        """
+        g = self.grad
+        slope, curvature = _frames.dot(g, g), self.hessian.bilinear(g, g)
+        bounded = (curvature > 0) | (slope == 0)
+        length = jnp.where(bounded, slope * reciprocal(curvature), jnp.nan)
+        return jax.tree.map(lambda leaf: -length.astype(leaf.dtype) * leaf, g)
+
+    def trust_region_step(self, radius: float | jax.Array) -> Any:
+        """The minimiser of the model over all steps of Euclidean norm at most `radius`.
+
+        Exact, also where H is indefinite or the gradient has no part along its lowest
+        eigenvectors (the hard case): the step s is the global minimiser if and only if for some
+        mu >= 0, positive only where |s| = radius,
+
+            (H + mu I) s = -grad,    H + mu I positive semidefinite.
+
+        mu is found in the eigenbasis of H, in which all outside the factors' span is
+        one more eigenvector, of eigenvalue zero. The derivatives are those of these
+        equations. They do not exist in the hard case and where the unconstrained minimiser
+        lies on the boundary; the step is finite there, and so are they.
+
+        Raises:
+          ValueError: for a radius that is not above 0; a traced one gives NaN.
+
+        Source: More and Sorensen, Computing a trust region step, SIAM J. Sci. Stat. Comput.
+        4 (1983); the derivatives by the implicit function theorem.
+        """
+        _checks.positive(radius, "radius")
+        return self._trust_region_step(radius)
+
+    @jax.jit
+    def _trust_region_step(self, radius):
+        h, g = _frames.widen((self.hessian, self.grad))
+        dtype = h.core.dtype
+        radius = jnp.asarray(radius, dtype)
+        radius = jnp.where(radius > 0, radius, jnp.nan)
+        found, on_boundary, resolvent = _minimiser(*lax.stop_gradient((h, g, radius)))
+
+        def optimality(unknowns):
+            step, mu = unknowns
+            weight = on_boundary * mu
+            residual = jax.tree.map(lambda hs, s, g: hs + weight * s + g, h.mv(step), step, g)
+            excess = (_frames.dot(step, step) - radius**2) / 2
+            return residual, jnp.where(on_boundary > 0, excess, mu)
+
+        def bordered(_, right):
+            """[[H + mu I, s], [s^T, 0]] inverted by elimination; s drops out in the interior."""
+            vector, scalar = right
+            p, q = resolvent(vector), resolvent(found[0])
+            along = _frames.dot(found[0], p) - scalar
+            d_mu = along * reciprocal(_frames.dot(found[0], q))
+            d_mu = jnp.where(on_boundary > 0, d_mu, scalar)
+            return jax.tree.map(lambda p, q: p - on_boundary * d_mu * q, p, q), d_mu
+
+        step, _ = lax.custom_root(
+            optimality,
+            found,
+            lambda _, guess: guess,
+            lambda linear, right: lax.custom_linear_solve(linear, right, bordered, symmetric=True),
+        )
+        return _frames.cast_like(step, self.grad)
+
+
+def quadratic_model(
+    loss: Callable,
+    argnums: _losses.Argnums = 0,
+    *,
+    has_aux: bool = False,
+    extrapolate: float | jax.Array = 2 / 3,
+    batch_size: int | None = None,
+) -> Callable:
+    """The quadratic model of a loss on a cloud of points, from its values and gradients.
+
+    `quadratic_model(loss)(points)` is centered at the mean of the points. Its gradient is
+    the mean of theirs, its Hessian that of `secant_hessian`, and its value
+
+        mean_i f(x_i) - mean_i <s_i, y_i> / 2
+
+    for the centered pairs: all exact for a quadratic loss, H along the steps. A plain
+    function: compose it with `jit`, `vmap` and `grad`.
+
+    Args:
+      loss: a scalar function; it is differentiated once, in argument `argnums`.
+      argnums: the argument that is a stack of points, or a tuple of such
+        arguments; the others are shared by all points.
+      has_aux: the loss returns `(value, aux)`.
+      extrapolate: in [0, 1], how H continues outside the span of the steps; see `fit`.
+      batch_size: how many gradients are computed at once; None computes all by `jax.vmap`.
+
+    Returns:
+      A function of the loss's arguments, in their order, with n points in place of one. It
+      returns a `QuadraticModel`, or `(QuadraticModel, aux)` with aux stacked over points.
+
+    Raises:
+      TypeError: for points that are not real floating-point arrays, or such a value of the loss.
+      ValueError: for no points, leading axes that differ, a loss that is not scalar, or
+        `extrapolate` outside [0, 1].
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> loss = lambda x: jnp.sum((x - 3.0) ** 2)
+      >>> points = jax.random.normal(jax.random.key(0), (4, 3))
+      >>> model = quadratic_model(loss)(points)
+      >>> minimum = model.center + model.newton_step(damping=1e-6)
+      >>> bool(jnp.allclose(minimum, 3.0, atol=1e-3))
+      True
+    """
+    _checks.between(extrapolate, "extrapolate", 0, 1)
+    if batch_size is not None:
+        _checks.count(batch_size, "batch_size", 1)
+
+    def model_of_points(*args):
+        points, rest = _losses.split(argnums, args)
+        points, _ = _checks.rows(points, "points")
+        evaluate = _losses.value_and_gradient(loss, argnums, rest, has_aux=has_aux)
+        out, grads = _losses.each(evaluate, points, batch_size)
+        values, aux = out if has_aux else (out, None)
+        pairs = centered(points, grads)
+        falls = jax.vmap(_frames.dot)(pairs.steps, pairs.grad_diffs).astype(values.dtype)
+        model = QuadraticModel(
+            center=_mean(points, pairs.steps),
+            value=values[0] + jnp.mean(values - values[0]) - jnp.mean(falls) / 2,
+            grad=_mean(grads, pairs.grad_diffs),
+            hessian=fit(pairs, extrapolate=extrapolate),
+        )
+        return (model, aux) if has_aux else model
+
+    return model_of_points
+
+
+def _mean(rows, differences):
+    """The mean of the rows, whose first is `differences[0]` away from it."""
+    return jax.tree.map(lambda x, d: x[0] - d[0].astype(x.dtype), rows, differences)
+
+
+def _minimiser(h, g, radius):
+    """The step of More and Sorensen and its mu, whether it is on the boundary, (H + mu I)^+."""
+    s, u = h.eigh()
+    inside = _frames.gram(u, g)
+    outside = _frames.reject(_frames.reject(g, u), u)
+    size = _frames.norm(g)
+    noise = 8 * jnp.sqrt(len(s) + 1.0) * jnp.finfo(s.dtype).eps * size
+    outside_size = _frames.norm(outside)
+    has_null = jnp.sum(s != 0) < h.shape[-1]
+
+    # The eigenvalues and g in the eigenbasis; all outside the span is one more direction.
+    # A row that is no eigenvector has an infinite one, which nothing moves along.
+    values = jnp.append(jnp.where(s == 0, jnp.inf, s), jnp.where(has_null, 0, jnp.inf))
+    c = jnp.append(inside, outside_size)
+    least = jnp.maximum(-jnp.min(values), 0)
+    gaps = values + least
+    c = jnp.where((gaps == 0) & (jnp.abs(c) <= noise), 0, c)
+
+    length = _frames.norm(_quotient(c, gaps))
+    short = length < radius
+    t = jnp.where(short, 0, _boundary(gaps, c, radius))
+    step = -_quotient(c, gaps + t)
+    hard = short & (least > 0)
+    missing = jnp.sqrt(jnp.maximum(radius - length, 0) * (radius + length))
+    lowest = jnp.argmin(values)
+    turn = jnp.where(c[lowest] > 0, -1, 1) * jnp.where(hard, missing, 0)
+    step = step.at[lowest].add(turn.astype(step.dtype))
+    interior = short & ~hard
+    mu = least + t
+    spectrum = reciprocal(jnp.where(jnp.isinf(values), 0, gaps + t))
+
+    def vector(coefficients, residue):
+        return jax.tree.map(jnp.add, _frames.combine(coefficients, u), residue)
+
+    def resolvent(b):
+        rest = _frames.reject(_frames.reject(b, u), u)
+        rest = jax.tree.map(lambda leaf: spectrum[-1] * leaf, rest)
+        return vector(spectrum[:-1] * _frames.gram(u, b), rest)
+
+    scale = step[-1] * reciprocal(outside_size)
+    found = vector(step[:-1], jax.tree.map(lambda leaf: scale * leaf, outside))
+    return (found, mu), jnp.where(interior, 0, 1).astype(s.dtype), resolvent
+
+
+def _boundary(gaps, c, radius):
+    """The root t >= 0 of `|c / (gaps + t)| = radius`, where there is one.
+
+    1 / length is concave and increasing in t: Newton's method on it rises to the root
+    from any point to its left, such as the largest `|c_i| / radius - gaps_i`.
+    """
+
+    def newton(state):
+        t, _, count = state
+        step = _quotient(c, gaps + t)
+        length, weight = _frames.norm(step), jnp.sum(step * _quotient(step, gaps + t))
+        rise = (length / radius - 1) * length**2 * reciprocal(weight)
+        return jnp.where(rise > 0, t + rise, t), t, count + 1
+
+    def rising(state):
+        t, before, count = state
+        return (t > before) & (count < 100)
+
+    start = jnp.maximum(jnp.max(jnp.abs(c) / radius - jnp.where(c == 0, jnp.inf, gaps)), 0)
+    return lax.while_loop(rising, newton, (start, -jnp.ones_like(start), 0))[0]
+
+
+def _quotient(a, b):
+    """The quotient, 0 where a is 0."""
+    return jnp.where(a == 0, 0, a / jnp.where(a == 0, 1, b))
