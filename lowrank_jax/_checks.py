@@ -135,6 +135,8 @@ def _float_array(leaf: Any, path: str) -> jax.Array:
 
 def _dtype(leaf: Any, path: str) -> Any:
     try:
+        if leaf is None:
+            raise TypeError("None stands for a default dtype")
         return jnp.result_type(leaf)
     except TypeError as error:
         raise TypeError(f"{path} must be an array, got {type(leaf).__name__}") from error

@@ -42,6 +42,16 @@ def reciprocal(x: jax.Array) -> jax.Array:
     return jnp.where(zero, 0, 1 / jnp.where(zero, 1, x))
 
 
+def after(x: jax.Array, earlier: jax.Array) -> jax.Array:
+    """X itself, known only when `earlier` is; not finite if that is not.
+
+    Two batched factorizations that run at once can deadlock the CPU's thread pool (JAX 0.10:
+    each waits, in a thread of the pool, for work of its own that waits for a thread).
+    So one of two that are independent is made to wait.
+    """
+    return x + 0 * jnp.sum(earlier)
+
+
 @jax.custom_jvp
 def eigh(m: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Ascending eigenvalues w and orthonormal eigenvectors V (columns) of a symmetric m.

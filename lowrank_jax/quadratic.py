@@ -56,6 +56,8 @@ class QuadraticModel:
           TypeError: for leaves that are not real floating-point arrays.
           ValueError: where the step does not have the structure and shapes of the center.
         """
+        step = _checks.vector(step, "step")
+        _checks.like(step, "step", self.grad, "the gradient")
         curvature = self.hessian.bilinear(step, step)
         return _frames.dot(self.grad, step) + curvature / 2
 
@@ -118,10 +120,13 @@ class QuadraticModel:
 
         def optimality(unknowns):
             step, mu = unknowns
+            # A linear solve can be transposed only if all of its right side depends on the
+            # input: whichever of h, g and radius that is, the tie does.
+            tie = 0 * (h.bilinear(step, step) + _frames.dot(g, step) + radius)
             weight = on_boundary * mu
-            residual = jax.tree.map(lambda hs, s, g: hs + weight * s + g, h.mv(step), step, g)
+            residual = jax.tree.map(lambda hs, s, g: hs + weight * s + g + tie, h.mv(step), step, g)
             excess = (_frames.dot(step, step) - radius**2) / 2
-            return residual, jnp.where(on_boundary > 0, excess, mu)
+            return residual, jnp.where(on_boundary > 0, excess, mu) + tie
 
         def bordered(_, right):
             """[[H + mu I, s], [s^T, 0]] inverted by elimination; s drops out in the interior."""

@@ -9,7 +9,7 @@ from jax import lax
 
 from lowrank_jax import _checks, _frames
 from lowrank_jax._losses import Argnums
-from lowrank_jax._spectral import reciprocal
+from lowrank_jax._spectral import after, reciprocal
 from lowrank_jax.pairs import SecantPairs, check, rounding
 from lowrank_jax.products import hvp
 from lowrank_jax.secant import fit
@@ -166,8 +166,9 @@ def _short(pairs):
     w = _frames.gram(y, basis.rows)
     outside = jax.tree.map(jnp.subtract, y, _frames.combine(w, basis.rows))
     r = _frames.gram(s, basis.rows)
-    steps = jnp.concatenate([r, jnp.zeros_like(r)], axis=1)
-    slopes = jnp.concatenate([w, _frames.frame(outside).coordinates], axis=1)
+    coordinates = _frames.frame(outside).coordinates
+    steps = jnp.concatenate([after(r, coordinates), jnp.zeros_like(r)], axis=1)
+    slopes = jnp.concatenate([w, coordinates], axis=1)
     return SecantPairs(steps, slopes), jnp.sum(basis.kept)
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -202,22 +202,9 @@ class SymmetricLowRank:
 
     @jax.jit
     def _solve(self, v, damping):
-        h, pattern, v = _frames.widen(self), v, _frames.widen(v)
-        _, q, a, _, unit = lax.stop_gradient(h)._reduced()
-        w, u = eigh(a)
-        inverse = 1 / (w * unit + lax.stop_gradient(damping))
-
-        def shifted(x):
-            return jax.tree.map(lambda hx, x: hx + damping.astype(x.dtype) * x, h.mv(x), x)
-
-        def solved(_, b):
-            inside = _frames.gram(q.rows, b)
-            outside = _frames.reject(_frames.reject(b, q.rows), q.rows)
-            inside = _frames.combine(product(u, inverse * product(u.T, inside)), q.rows)
-            return jax.tree.map(lambda x, y: x + y / lax.stop_gradient(damping), inside, outside)
-
-        x = lax.custom_linear_solve(shifted, v, solved, symmetric=True)
-        return _frames.cast_like(x, pattern)
+        h = _frames.widen(self)
+        x = _damped_solve(h, damping, h._spectrum(), _frames.widen(v))
+        return _frames.cast_like(x, v)
 
     def logdet(self, damping: float | jax.Array) -> jax.Array:
         """`log det(H + damping I)`, over all D dimensions; damping may be traced.
@@ -240,7 +227,8 @@ class SymmetricLowRank:
     @jax.jit
     def _logdet(self, damping):
         rows, core, unit = self._balanced()
-        return _log_determinant(SymmetricLowRank(rows, core * unit), damping)
+        h = SymmetricLowRank(rows, core * unit)
+        return _log_determinant(h, damping, h._spectrum())
 
     def map_spectrum(self, f: Callable[[jax.Array], jax.Array]) -> "SymmetricLowRank":
         """`f(H) = sum_i f(s_i) u_i u_i^T`, f of the eigenvalues, as an operator.
@@ -410,6 +398,11 @@ class SymmetricLowRank:
         noise = 2 * math.sqrt(len(a)) * jnp.finfo(a.dtype).eps * jnp.max(terms, initial=0)
         return rows, frame, a, lax.stop_gradient(noise), unit
 
+    def _spectrum(self):
+        _, frame, a, noise, unit = lax.stop_gradient(self)._reduced()
+        w, v = eigh(a)
+        return _Spectrum(frame.rows, _without_noise(w, noise) * unit, v)
+
     def _balanced(self):
         """Factors and core scaled by powers of two, and the unit to multiply H by.
 
@@ -423,10 +416,34 @@ class SymmetricLowRank:
         return _frames.scale(1 / size, _frames.widen(self.factors)), core / unit, unit
 
 
+class _Spectrum(NamedTuple):
+    """`H = Q^T V diag(w) V^T Q`, constants: orthonormal or zero rows Q, w, columns of V."""
+
+    rows: Any
+    values: jax.Array
+    vectors: jax.Array
+
+
+def _damped_solve(h, damping, spectrum, b):
+    """`(H + damping I)^-1 b`: the numbers from the spectrum, the derivatives from H."""
+    basis, values, vectors = spectrum
+    divisor = lax.stop_gradient(damping)
+
+    def shifted(x):
+        return jax.tree.map(lambda hx, x: hx + damping * x, h.mv(x), x)
+
+    def solved(_, b):
+        inside = product(vectors, product(vectors.T, _frames.gram(basis, b)) / (values + divisor))
+        outside = _frames.reject(_frames.reject(b, basis), basis)
+        inside = _frames.combine(inside, basis)
+        return jax.tree.map(lambda x, y: x + y / divisor, inside, outside)
+
+    return lax.custom_linear_solve(shifted, b, solved, symmetric=True)
+
+
 @jax.custom_jvp
-def _log_determinant(h, damping):
-    _, _, a, noise, unit = h._reduced()
-    ratio = _without_noise(eigh(a)[0], noise) * unit / damping
+def _log_determinant(h, damping, spectrum):
+    ratio = spectrum.values / damping
     logs = jnp.where(ratio > -1, jnp.log1p(jnp.where(ratio > -1, ratio, 0)), jnp.nan)
     return h.shape[-1] * jnp.log(damping) + jnp.sum(logs)
 
@@ -434,15 +451,15 @@ def _log_determinant(h, damping):
 @_log_determinant.defjvp
 def _log_determinant_jvp(primals, tangents):
     """`d log det = tr(R dH) + tr(R) dd` for `R = (H + d I)^-1`, from rows `X = B R`."""
-    h, damping = primals
-    dh, d_damping = tangents
-    solve = jax.vmap(lambda row: h._solve(row, damping))
+    h, damping, spectrum = primals
+    dh, d_damping, _ = tangents
+    solve = jax.vmap(lambda row: _damped_solve(h, damping, spectrum, row))
     x = solve(h.factors)
     by_factors = 2 * jnp.sum(h.core * _frames.gram(x, dh.factors))
     by_core = jnp.sum(_frames.gram(x, h.factors) * dh.core)
-    q = lax.stop_gradient(_frames.frame(h.factors).rows)
-    rank = jnp.sum(_frames.norms(q) > 0)
-    trace = jnp.trace(_frames.gram(solve(q), q)) + (h.shape[-1] - rank) / damping
+    q = spectrum.rows
+    outside = h.shape[-1] - jnp.sum(_frames.norms(q) > 0).astype(damping.dtype)
+    trace = jnp.trace(_frames.gram(solve(q), q)) + outside / damping
     return _log_determinant(*primals), by_factors + by_core + trace * d_damping
 
 

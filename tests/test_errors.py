@@ -204,6 +204,61 @@ CASES = {
         TypeError,
         "the factor of an operator must be a real number, got dtype complex",
     ),
+    "a damping of 0": (
+        lambda: operator().solve({"a": ROW}, 0),
+        ValueError,
+        "damping must be positive, got 0",
+    ),
+    "a negative damping": (
+        lambda: operator().logdet(jnp.float32(-1)),
+        ValueError,
+        r"damping must be positive, got -1.0",
+    ),
+    "no damping": (
+        lambda: operator().sample(jax.random.key(0), None),
+        TypeError,
+        "damping must be an array, got NoneType",
+    ),
+    "a number of draws that is none": (
+        lambda: operator().sample(jax.random.key(0), 1.0, (2.0,)),
+        TypeError,
+        "shape must be a Python int, got 2.0",
+    ),
+    "a function of the eigenvalues that does not vanish at 0": (
+        lambda: operator().map_spectrum(jnp.exp),
+        ValueError,
+        "f must be 0 at 0, got 1.0",
+    ),
+    "a function of the eigenvalues that reduces them": (
+        lambda: operator().map_spectrum(jnp.sum),
+        ValueError,
+        r"f must map an array of eigenvalues of shape \(1,\) to the same shape, got \(\)",
+    ),
+    "a right side of another structure": (
+        lambda: operator().solve(ROW, 1.0),
+        ValueError,
+        "v must have the tree structure of a factor of the operator",
+    ),
+    "a diagnosis with extrapolate above 1": (
+        lambda: lrj.diagnose(lrj.fit(PAIRS), PAIRS, extrapolate=1.5),
+        ValueError,
+        r"extrapolate must be in \[0, 1\], got 1.5",
+    ),
+    "a choice without pairs": (
+        lambda: lrj.choose_extrapolation(ONES),
+        TypeError,
+        "pairs must be SecantPairs, got",
+    ),
+    "a radius of 0": (
+        lambda: lrj.quadratic_model(square)(ONES).trust_region_step(0.0),
+        ValueError,
+        "radius must be positive, got 0.0",
+    ),
+    "a step of another shape": (
+        lambda: lrj.quadratic_model(square)(ONES).predict(np.ones(3)),
+        ValueError,
+        r"step must have the shape that the gradient gives, \(4,\), got \(3,\)",
+    ),
     "a negative rank": (
         lambda: operator().truncate(-1),
         ValueError,

@@ -16,6 +16,7 @@ ROW = jax.ShapeDtypeStruct((DIM,), np.float32)
 PAIRS = lrj.SecantPairs(ROWS, ROWS)
 OPERATOR = lrj.SymmetricLowRank(ROWS, jax.ShapeDtypeStruct((N, N), np.float32))
 SCALAR = jax.ShapeDtypeStruct((), np.float32)
+MODEL = lrj.QuadraticModel(ROW, SCALAR, ROW, OPERATOR)
 
 
 def loss(x):
@@ -47,6 +48,24 @@ PUBLIC = {
     "trace": (lambda h: h.trace(), OPERATOR),
     "frobenius_norm": (lambda h: h.frobenius_norm(), OPERATOR),
     "truncate": (lambda h: h.truncate(2), OPERATOR),
+    "inertia": (lambda h: h.inertia(), OPERATOR),
+    "diagonal": (lambda h: h.diagonal(), OPERATOR),
+    "solve": (lambda h, v, d: h.solve(v, d), OPERATOR, ROW, SCALAR),
+    "logdet": (lambda h, d: h.logdet(d), OPERATOR, SCALAR),
+    "gradient of logdet": (jax.grad(lambda h, d: h.logdet(d)), OPERATOR, SCALAR),
+    "map_spectrum": (lambda h: h.map_spectrum(jnp.abs), OPERATOR),
+    "sample": (lambda h, d: h.sample(jax.random.key(0), d, (3,)), OPERATOR, SCALAR),
+    "choose_extrapolation": (lrj.choose_extrapolation, PAIRS),
+    "quadratic_model": (lrj.quadratic_model(loss), ROWS),
+    "predict": (lambda m, v: m.predict(v), MODEL, ROW),
+    "newton_step": (lambda m: m.newton_step(1.0), MODEL),
+    "cauchy_step": (lambda m: m.cauchy_step(), MODEL),
+    "trust_region_step": (lambda m, r: m.trust_region_step(r), MODEL, SCALAR),
+    "gradient of trust_region_step": (
+        jax.grad(lambda m, r: jnp.sum(m.trust_region_step(r))),
+        MODEL,
+        SCALAR,
+    ),
     "algebra": (lambda h: (2 * h - h / 3 + -h) @ jnp.ones(DIM, np.float32), OPERATOR),
 }
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 import lowrank_jax as lrj
 from tests import draws, reference
@@ -66,6 +67,122 @@ def test_numbers_that_are_not_finite_are_reported(rng):
         assert not report.finite
         assert np.isnan(report.secant_residual)
         assert np.isnan(report.asymmetry)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("extrapolate", [0, 2 / 3])
+@pytest.mark.parametrize("cloud", [False, True])
+def test_leave_one_out_is_that_of_fits_without_each_pair(rng, cloud, extrapolate, dtype):
+    """Without each point of a cloud where the pairs are centered, by refitting from scratch."""
+    a, points = draws.symmetric(rng, 30), rng.normal(size=(6, 30))
+    grads = np.sin(points) + points @ a
+    pairs = lrj.centered(points, grads) if cloud else lrj.SecantPairs(points, grads)
+    s, y = np.asarray(pairs.steps), np.asarray(pairs.grad_diffs)
+    missed = []
+    for i in range(6):
+        keep = np.arange(6) != i
+        left = (lrj.centered if cloud else lrj.SecantPairs)(points[keep], grads[keep])
+        h = reference.fit(left.steps, left.grad_diffs, extrapolate, rank=4 if cloud else 5)
+        missed.append((s[i] @ h - y[i]) / np.linalg.norm(s[i]))
+    truth = np.linalg.norm(missed) / np.linalg.norm(y / np.linalg.norm(s, axis=1)[:, None])
+    cast = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), pairs._replace(rounding=None))
+    found = lrj.diagnose(lrj.fit(cast), cast, extrapolate=extrapolate).leave_one_out
+    np.testing.assert_allclose(found, truth, rtol={np.float32: 1e-3, np.float64: 1e-8}[dtype])
+
+
+def test_leave_one_out_ignores_padding_and_is_one_or_nan_for_too_few_pairs(rng):
+    s, y = rng.normal(size=(2, 6, 20))
+    zeros = np.zeros((3, 20))
+    padded = lrj.SecantPairs(np.concatenate([s, zeros]), np.concatenate([y, zeros]))
+    for extrapolate in (0, 1):
+        alone, among = (
+            lrj.diagnose(lrj.fit(pairs), pairs, extrapolate=extrapolate).leave_one_out
+            for pairs in (lrj.SecantPairs(s, y), padded)
+        )
+        np.testing.assert_allclose(alone, among, rtol=1e-10)
+    single = lrj.SecantPairs(s[:1], y[:1])
+    np.testing.assert_allclose(lrj.diagnose(lrj.fit(single), single).leave_one_out, 1)
+    nothing = lrj.SecantPairs(zeros, zeros)
+    assert np.isnan(lrj.diagnose(lrj.fit(nothing), nothing).leave_one_out)
+    assert np.isnan(lrj.choose_extrapolation(nothing))
+
+
+def spectrum(rng, name, dim):
+    i = np.arange(1, dim + 1)
+    signs = rng.choice([-1.0, 1.0], size=dim)
+    return {
+        "psd fast": 1 / i**2.0,
+        "psd slow": 1 / i,
+        "indefinite fast": signs * 0.8**i,
+        "indefinite exponential": signs * np.exp(-i / 20),
+        "indefinite slow": signs / i**0.5,
+        "outliers": np.where(i <= 5, signs * rng.uniform(5, 20, dim), 0.1 * rng.normal(size=dim)),
+        "flat": rng.normal(size=dim),
+    }[name]
+
+
+@jax.jit
+def estimate_and_errors(pairs, h, vectors):
+    """The leave-one-out error and that on vectors; the choice and what each candidate misses."""
+    candidates = jnp.array([0, 1 / 2, 2 / 3, 4 / 5], h.dtype)
+    fitted = lrj.fit(pairs)
+    exact = vectors @ h
+    true = jnp.linalg.norm(jax.vmap(fitted.mv)(vectors) - exact) / jnp.linalg.norm(exact)
+    errors = [jnp.linalg.norm(lrj.fit(pairs, extrapolate=e).to_dense() - h) for e in candidates]
+    estimate = lrj.diagnose(fitted, pairs).leave_one_out
+    choice = jnp.argmin(jnp.abs(candidates - lrj.choose_extrapolation(pairs)))
+    return estimate / true, 1 / true, jnp.stack(errors), choice
+
+
+def test_leave_one_out_estimates_the_error_and_chooses_extrapolation():
+    dim, n, problems = 200, 16, 50
+    informative, better = 0, 0
+    for name in (
+        "psd fast",
+        "indefinite fast",
+        "outliers",
+        "flat",
+        "psd slow",
+        "indefinite exponential",
+        "indefinite slow",
+    ):
+        ratios, constants, regrets, gains = [], [], [], []
+        for seed in range(problems):
+            rng = np.random.default_rng(seed)
+            q = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+            h = ((q * spectrum(rng, name, dim)) @ q.T).astype(np.float32)
+            s, vectors = (rng.normal(size=(m, dim)).astype(np.float32) for m in (n, 64))
+            pairs = lrj.SecantPairs(s, s @ h)
+            ratio, constant, errors, choice = estimate_and_errors(pairs, h, vectors)
+            ratios.append(0.5 < ratio < 2)
+            constants.append(0.5 < constant < 2)
+            regrets.append(errors[choice] / errors.min())
+            gains.append(errors[choice] / errors[2])
+        if name in ("psd fast", "indefinite fast", "outliers", "flat"):
+            assert np.mean(ratios) >= 0.9, name
+            informative += np.mean(constants) < 0.9
+        assert np.mean(np.array(regrets) <= 1.3) >= 0.88, name
+        assert np.max(regrets) < 3, name
+        better += np.median(gains) < 0.99
+    assert informative >= 3  # a prediction of 1 would not do
+    assert better >= 2
+
+
+@pytest.mark.parametrize("draw", ["inconsistent", "identity", "low rank"])
+def test_derivatives_of_the_diagnosis(rng, draw):
+    s = rng.normal(size=(4, 9))
+    a = {"inconsistent": 0, "identity": np.eye(9), "low rank": draws.symmetric(rng, 9, 2)}[draw]
+    y = rng.normal(size=(4, 9)) if draw == "inconsistent" else s @ a
+    extrapolate = 2 / 3 if draw == "inconsistent" else 0
+
+    @jax.jit
+    def report(s, y):
+        pairs = lrj.SecantPairs(s, y)
+        h = lrj.fit(pairs, extrapolate=extrapolate)
+        found = lrj.diagnose(h, pairs, extrapolate=extrapolate)
+        return found.secant_residual, found.asymmetry, found.leave_one_out
+
+    check_grads(report, (s, y), order=1, rtol=1e-5, atol=1e-5)
 
 
 def test_comparison_is_the_dense_computation(rng):

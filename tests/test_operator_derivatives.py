@@ -1,0 +1,120 @@
+"""Derivatives of the operator's methods against finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import lowrank_jax as lrj
+from tests import draws
+
+DIM = 7
+V = np.linspace(-1, 1, DIM)
+
+
+def symmetric(factors, core):
+    return lrj.SymmetricLowRank(factors, (core + core.T) / 2)
+
+
+def test_derivatives_of_methods(rng):
+    factors, core = rng.normal(size=(4, 7)), draws.symmetric(rng, 4)
+    v = rng.normal(size=7)
+
+    def smooth(factors, core):
+        h = lrj.SymmetricLowRank(factors, (core + core.T) / 2)
+        return h @ v, h.trace(), h.frobenius_norm(), h.bilinear(v, v**2)
+
+    def spectral(factors, core):
+        h = lrj.SymmetricLowRank(factors, (core + core.T) / 2)
+        return h.eigenvalues(), h.truncate(2) @ v
+
+    check_grads(smooth, (factors, core), order=2, rtol=1e-5, atol=1e-5)
+    check_grads(spectral, (factors, core), order=1, rtol=1e-5, atol=1e-5)
+
+
+def test_truncation_differentiates_where_eigenvalues_outside_repeat(rng):
+    """Two eigenvalues of four vanish: the span of the others is smooth."""
+    factors, v = rng.normal(size=(4, 7)), rng.normal(size=7)
+
+    def truncated(w):
+        core = jnp.diag(jnp.concatenate([w, jnp.zeros(2)]))
+        return lrj.SymmetricLowRank(factors, core).truncate(2) @ v
+
+    check_grads(truncated, (np.array([2.0, -1.0]),), order=1, rtol=1e-5, atol=1e-5)
+
+
+def generic(rng):
+    return rng.normal(size=(4, DIM)), draws.symmetric(rng, 4)
+
+
+def fitted_identity(rng):
+    """What a fit gives at the identity: rows that vanish, coupled to rows that do not."""
+    q = np.linalg.qr(rng.normal(size=(DIM, 3)))[0].T
+    one, zero = np.eye(3), np.zeros((3, 3))
+    return np.concatenate([q, 0 * q]), np.block([[one, one], [one, zero]])
+
+
+def fitted_low_rank(rng):
+    factors, core = fitted_identity(rng)
+    core[:3, :3] = np.diag([2.0, -1.0, 0.0])
+    return factors, core
+
+
+def more_than_dim(rng):
+    return rng.normal(size=(DIM + 2, DIM)), draws.symmetric(rng, DIM + 2)
+
+
+def repeated_eigenvalues(rng):
+    return np.linalg.qr(rng.normal(size=(DIM, 4)))[0].T, np.diag([2.0, 2.0, -2.0, 1.0])
+
+
+POINTS = [generic, fitted_identity, fitted_low_rank, more_than_dim, repeated_eigenvalues]
+
+
+@pytest.mark.parametrize("draw", POINTS)
+def test_derivatives_of_functions_of_the_operator(rng, draw):
+    factors, core = draw(rng)
+
+    @jax.jit
+    def functions(factors, core, v, damping, c):
+        h = symmetric(factors, core)
+        wave = h.map_spectrum(lambda x: jnp.sin(c * x))
+        drawn = h.sample(jax.random.key(0), damping)
+        return h.solve(v, damping), h.logdet(damping), h.diagonal(), wave @ v, drawn
+
+    args = factors, core, V, np.float64(60.0), np.float64(0.7)
+    check_grads(functions, args, order=1, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("draw", [generic, fitted_identity, more_than_dim, repeated_eigenvalues])
+def test_derivatives_of_the_absolute_value_at_constant_rank_or_away_from_zero(rng, draw):
+    factors, core = draw(rng)
+
+    @jax.jit
+    def absolute(factors, core):
+        return symmetric(factors, core).map_spectrum(jnp.abs) @ V
+
+    check_grads(absolute, (factors, core), order=1, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("draw", [generic, fitted_low_rank])
+def test_second_derivatives_of_solve_and_logdet(rng, draw):
+    factors, core = draw(rng)
+
+    @jax.jit
+    def functions(factors, core, damping):
+        h = symmetric(factors, core)
+        return h.solve(V, damping), h.logdet(damping)
+
+    check_grads(functions, (factors, core, np.float64(8.0)), order=2, rtol=1e-5, atol=1e-5)
+
+
+def test_second_derivatives_of_functions_of_the_eigenvalues_where_they_are_distinct(rng):
+    factors, core = generic(rng)
+
+    @jax.jit
+    def wave(core, c):
+        return symmetric(factors, core).map_spectrum(lambda x: jnp.sin(c * x)).trace()
+
+    check_grads(wave, (core, np.float64(0.7)), order=2, rtol=1e-5, atol=1e-5)
