@@ -101,6 +101,9 @@ def _diagnose(hessian, pairs, extrapolate):
     residual = _total_norm(jax.tree.map(jnp.subtract, images, slopes))
     g = _frames.gram(unit_steps, slopes)
     short, rank = _short(pairs)
+    sizes_left_out = _frames.norms(short.grad_diffs) * reciprocal(_frames.norms(short.steps))
+    leave_one_out = _frames.norm(_left_out(short, extrapolate)), _frames.norm(sizes_left_out)
+    leave_one_out = jnp.where(jnp.any(used), _ratio(*leave_one_out), jnp.nan)
     everything = (pairs.steps, pairs.grad_diffs, hessian)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(everything)]))
     valid = jnp.where(finite, 1, jnp.nan).astype(g.dtype)
@@ -108,18 +111,20 @@ def _diagnose(hessian, pairs, extrapolate):
         secant_residual=_resolved_ratio(residual, _total_norm(slopes), len(g)) * valid,
         asymmetry=_resolved_ratio(_frames.norm(g - g.T), 2 * _frames.norm(g), len(g)) * valid,
         rank=rank,
-        leave_one_out=_leave_one_out(short, extrapolate) * valid,
+        leave_one_out=leave_one_out * valid,
         rounding=jnp.max(jnp.where(used | ~jnp.any(used), rounding(pairs), 0), initial=0),
         finite=finite,
     )
 
 
 def choose_extrapolation(pairs: SecantPairs) -> jax.Array:
-    """The `extrapolate` in {0, 1/2, 2/3, 4/5} of the least leave-one-out error.
+    """The `extrapolate` in {0, 1/2, 2/3, 4/5} that predicts each pair best from the others.
 
-    A scalar for `fit(pairs, extrapolate=choose_extrapolation(pairs))`; see `diagnose`
-    for the error. 1 is no candidate: where H is indefinite it is far off now and then, which
-    pairs left out one at a time do not always show. The choice is a constant to differentiation.
+    A scalar for `fit(pairs, extrapolate=choose_extrapolation(pairs))`. It has the least
+    geometric mean of the errors `|H_i s_i - y_i| / |s_i|`, H_i the fit to all pairs but the
+    i-th (see `diagnose`): a mean of squares would follow the few pairs that are missed
+    most. 1 is no candidate: where H is indefinite it is far off now and then, which pairs left
+    out one at a time do not always show. The choice is a constant to differentiation.
 
     Args:
       pairs: secant pairs whose steps are alike, as random ones are: the error speaks of
@@ -147,9 +152,12 @@ def choose_extrapolation(pairs: SecantPairs) -> jax.Array:
 def _choose_extrapolation(pairs):
     short, _ = lax.stop_gradient(_short(pairs))
     candidates = jnp.array(CANDIDATES, short.steps.dtype)
-    errors = jax.vmap(_leave_one_out, in_axes=(None, 0))(short, candidates)
-    best = jnp.argmin(errors)
-    return jnp.where(jnp.isfinite(errors[best]), candidates[best], jnp.nan)
+    errors = jax.vmap(_left_out, in_axes=(None, 0))(short, candidates)
+    used = _frames.norms(short.steps) > 0
+    logs = jnp.log(jnp.maximum(errors, jnp.finfo(errors.dtype).tiny))
+    best = jnp.argmin(jnp.sum(jnp.where(used, logs, 0), axis=1))
+    valid = jnp.any(used) & jnp.all(jnp.isfinite(errors))
+    return jnp.where(valid, candidates[best], jnp.nan)
 
 
 def _short(pairs):
@@ -159,8 +167,8 @@ def _short(pairs):
     """
     s, y = _frames.widen((pairs.steps, pairs.grad_diffs))
     s, y = (_frames.scale(1 / _unit(rows), rows) for rows in (s, y))
-    if _frames.length(s) == 0:
-        nothing = jnp.zeros((0, 1), _frames.compute_dtype(s))
+    if _frames.length(s) == 0:  # one pair without a step instead
+        nothing = jnp.zeros((1, 1), _frames.compute_dtype(s))
         return SecantPairs(nothing, nothing), jnp.array(0)
     basis = _frames.orthonormal(s, eps=_frames.resolution(pairs.steps))
     w = _frames.gram(y, basis.rows)
@@ -178,27 +186,26 @@ def _unit(rows):
     return jnp.full_like(peaks, _frames.power_of_two(jnp.max(peaks, initial=0)))
 
 
-def _leave_one_out(short, extrapolate):
+def _left_out(short, extrapolate):
+    """What the fit to all other pairs misses of each, `|H_i s_i - y_i| / |s_i|`; 0 without a step.
+
+    The steps of `centered` sum to zero. Without point i they start from another mean.
+    """
     s, y, _ = short
     n = len(s)
     sizes = _frames.norms(s)
     used, inverse = sizes > 0, reciprocal(sizes)
-    count = jnp.sum(used)
-    # The steps of `centered` sum to zero. Without point i they start from another mean.
-    is_centered = _frames.norm(jnp.sum(s, axis=0)) <= jnp.sqrt(jnp.finfo(s.dtype).eps) * jnp.max(
-        sizes, initial=0
-    )
-    shift = jnp.where(is_centered, 1 / jnp.maximum(count - 1, 1), 0).astype(s.dtype)
+    negligible = jnp.sqrt(jnp.finfo(s.dtype).eps) * jnp.max(sizes, initial=0)
+    is_centered = _frames.norm(jnp.sum(s, axis=0)) <= negligible
+    shift = jnp.where(is_centered, 1 / jnp.maximum(jnp.sum(used) - 1, 1), 0).astype(s.dtype)
 
-    def error(i):
+    def missed(i):
         others = (used & (jnp.arange(n) != i))[:, None]
         left = [jnp.where(others, rows + shift * rows[i][None, :], 0) for rows in (s, y)]
-        missed = fit(SecantPairs(*left), extrapolate=extrapolate) @ s[i] - y[i]
-        return _frames.norm(missed) * inverse[i]
+        h = fit(SecantPairs(*left), extrapolate=extrapolate)
+        return _frames.norm(h @ s[i] - y[i]) * inverse[i]
 
-    errors = jax.vmap(error)(jnp.arange(n))
-    ratio = _ratio(_frames.norm(errors), _frames.norm(_frames.norms(y) * inverse))
-    return jnp.where(count > 0, ratio, jnp.nan)
+    return jax.vmap(missed)(jnp.arange(n))
 
 
 class HvpComparison(NamedTuple):

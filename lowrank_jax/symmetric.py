@@ -243,6 +243,8 @@ class SymmetricLowRank:
         derivatives are right wherever f(H) is differentiable, also at repeated
         eigenvalues; where f is not differentiable at 0, as `jnp.abs`, H must keep its rank.
         Second derivatives are right where the eigenvalues are distinct and the rank is constant.
+        Functions that grow towards 0, as 1 / s, lose digits of small eigenvalues: for those use
+        `s, u = h.eigh()` and `SymmetricLowRank(u, jnp.diag(f(s)))`, which differentiates less.
 
         Args:
           f: an elementwise function of an array of one axis; it may close over traced values.
