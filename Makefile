@@ -13,7 +13,7 @@ demo: $(READY)
 	$(BIN)/python notebooks/01_quickstart.py
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from lowrank_jax.quality import (
     Diagnosis,
     HvpComparison,
     choose_extrapolation,
+    choose_rtol,
     compare_hvp,
     diagnose,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "anchored",
     "centered",
     "choose_extrapolation",
+    "choose_rtol",
     "compare_hvp",
     "concatenate",
     "diagnose",

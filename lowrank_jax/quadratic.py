@@ -108,13 +108,11 @@ class QuadraticModel:
         4 (1983); the derivatives by the implicit function theorem.
         """
         _checks.positive(radius, "radius")
-        return self._trust_region_step(radius)
+        return self._trust_region_step(jnp.asarray(radius, self.hessian.core.dtype))
 
     @jax.jit
     def _trust_region_step(self, radius):
         h, g = _frames.widen((self.hessian, self.grad))
-        dtype = h.core.dtype
-        radius = jnp.asarray(radius, dtype)
         radius = jnp.where(radius > 0, radius, jnp.nan)
         found, on_boundary, resolvent = _minimiser(*lax.stop_gradient((h, g, radius)))
 

@@ -15,7 +15,8 @@ from lowrank_jax.products import hvp
 from lowrank_jax.secant import fit
 from lowrank_jax.symmetric import SymmetricLowRank
 
-CANDIDATES = (0, 1 / 2, 2 / 3, 4 / 5)
+EXTRAPOLATIONS = (0, 1 / 2, 2 / 3, 4 / 5)
+RTOLS = (0, 1e-3, 1e-2, 1e-1, 0.3)
 
 
 class Diagnosis(NamedTuple):
@@ -87,7 +88,8 @@ def diagnose(
         pairs.steps, "pairs.steps", hessian.factors, "a factor of hessian", lead=1, pattern_lead=1
     )
     _checks.between(extrapolate, "extrapolate", 0, 1)
-    return _diagnose(hessian, pairs, extrapolate)
+    dtype = _frames.compute_dtype((pairs.steps, pairs.grad_diffs))
+    return _diagnose(hessian, pairs, jnp.asarray(extrapolate, dtype))
 
 
 @jax.jit
@@ -102,7 +104,10 @@ def _diagnose(hessian, pairs, extrapolate):
     g = _frames.gram(unit_steps, slopes)
     short, rank = _short(pairs)
     sizes_left_out = _frames.norms(short.grad_diffs) * reciprocal(_frames.norms(short.steps))
-    leave_one_out = _frames.norm(_left_out(short, extrapolate)), _frames.norm(sizes_left_out)
+    leave_one_out = (
+        _frames.norm(_left_out(short, extrapolate=extrapolate)),
+        _frames.norm(sizes_left_out),
+    )
     leave_one_out = jnp.where(jnp.any(used), _ratio(*leave_one_out), jnp.nan)
     everything = (pairs.steps, pairs.grad_diffs, hessian)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(everything)]))
@@ -150,13 +155,59 @@ def choose_extrapolation(pairs: SecantPairs) -> jax.Array:
 
 @jax.jit
 def _choose_extrapolation(pairs):
-    short, _ = lax.stop_gradient(_short(pairs))
-    candidates = jnp.array(CANDIDATES, short.steps.dtype)
-    errors = jax.vmap(_left_out, in_axes=(None, 0))(short, candidates)
-    used = _frames.norms(short.steps) > 0
+    def left_out(short, extrapolate):
+        return _left_out(short, extrapolate=extrapolate)
+
+    return _choose(pairs, EXTRAPOLATIONS, left_out)
+
+
+def choose_rtol(pairs: SecantPairs, *, extrapolate: float | jax.Array = 2 / 3) -> jax.Array:
+    """The `rtol` in {0, 1e-3, 1e-2, 0.1, 0.3} that predicts each pair best from the others.
+
+    For noisy gradients, as those of mini-batches are: a direction in which the steps hardly
+    differ carries little but noise, and a fit without it is better. A scalar for
+    `fit(pairs, rtol=choose_rtol(pairs))`, chosen as `choose_extrapolation` does.
+
+    Args:
+      pairs: secant pairs whose steps are alike.
+      extrapolate: of the fits that leave a pair out.
+
+    Returns:
+      A scalar of the pairs' dtype, float32 at least; NaN where the pairs are not finite or
+      none has a step.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays.
+      ValueError: for steps and gradient differences of different structure, or
+        `extrapolate` outside [0, 1].
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> steps = jax.random.normal(jax.random.key(0), (8, 40))
+      >>> float(choose_rtol(SecantPairs(steps, steps * 0.5 ** jnp.arange(40))))
+      0.0
+    """
+    pairs, _ = check(pairs)
+    _checks.between(extrapolate, "extrapolate", 0, 1)
+    dtype = _frames.compute_dtype((pairs.steps, pairs.grad_diffs))
+    return _choose_rtol(pairs, jnp.asarray(extrapolate, dtype))
+
+
+@jax.jit
+def _choose_rtol(pairs, extrapolate):
+    def left_out(short, rtol):
+        return _left_out(short, extrapolate=extrapolate, rtol=rtol)
+
+    return _choose(pairs, RTOLS, left_out)
+
+
+def _choose(pairs, candidates, left_out):
+    short, _ = _short(lax.stop_gradient(pairs))
+    candidates = jnp.array(candidates, short.steps.dtype)
+    errors = jax.vmap(left_out, in_axes=(None, 0))(short, candidates)
     logs = jnp.log(jnp.maximum(errors, jnp.finfo(errors.dtype).tiny))
-    best = jnp.argmin(jnp.sum(jnp.where(used, logs, 0), axis=1))
-    valid = jnp.any(used) & jnp.all(jnp.isfinite(errors))
+    best = jnp.argmin(jnp.sum(logs, axis=1))
+    valid = jnp.any(_frames.norms(short.steps) > 0) & jnp.all(jnp.isfinite(errors))
     return jnp.where(valid, candidates[best], jnp.nan)
 
 
@@ -186,7 +237,7 @@ def _unit(rows):
     return jnp.full_like(peaks, _frames.power_of_two(jnp.max(peaks, initial=0)))
 
 
-def _left_out(short, extrapolate):
+def _left_out(short, **options):
     """What the fit to all other pairs misses of each, `|H_i s_i - y_i| / |s_i|`; 0 without a step.
 
     The steps of `centered` sum to zero. Without point i they start from another mean.
@@ -202,7 +253,7 @@ def _left_out(short, extrapolate):
     def missed(i):
         others = (used & (jnp.arange(n) != i))[:, None]
         left = [jnp.where(others, rows + shift * rows[i][None, :], 0) for rows in (s, y)]
-        h = fit(SecantPairs(*left), extrapolate=extrapolate)
+        h = fit(SecantPairs(*left), **options)
         return _frames.norm(h @ s[i] - y[i]) * inverse[i]
 
     return jax.vmap(missed)(jnp.arange(n))

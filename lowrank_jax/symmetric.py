@@ -302,12 +302,11 @@ class SymmetricLowRank:
         _checks.positive(damping, "damping")
         for count in shape:
             _checks.count(count, "shape", 0)
-        return self._sample(key, damping, tuple(shape))
+        return self._sample(key, _valid(damping, self.core.dtype), tuple(shape))
 
     @partial(jax.jit, static_argnums=3)
     def _sample(self, key, damping, shape):
         h = _frames.widen(self)
-        damping = _valid(damping, self.core.dtype)
 
         def inverse_root(w):  # minus its value at 0, without cancellation
             positive = w + damping > 0

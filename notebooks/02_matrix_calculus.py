@@ -115,10 +115,7 @@ def symmetric(a):
 # `jax.jit` where it is called once: the fit is a jitted function already, and it is compiled again
 # only for a new shape of the cloud. That is why many clouds below are 12 points in three
 # dimensions. Even so, nearly all time of this notebook is compilation, for problems that run in
-# no time. This option of JAX tells the compiler not to work so hard:
-
-# %%
-jax.config.update("jax_disable_most_optimizations", True)
+# no time.
 
 # %% [markdown]
 # ## 1. Losses of a matrix

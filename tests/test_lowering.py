@@ -56,6 +56,7 @@ PUBLIC = {
     "map_spectrum": (lambda h: h.map_spectrum(jnp.abs), OPERATOR),
     "sample": (lambda h, d: h.sample(jax.random.key(0), d, (3,)), OPERATOR, SCALAR),
     "choose_extrapolation": (lrj.choose_extrapolation, PAIRS),
+    "choose_rtol": (lrj.choose_rtol, PAIRS),
     "quadratic_model": (lrj.quadratic_model(loss), ROWS),
     "predict": (lambda m, v: m.predict(v), MODEL, ROW),
     "newton_step": (lambda m: m.newton_step(1.0), MODEL),

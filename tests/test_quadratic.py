@@ -189,7 +189,7 @@ def test_derivatives_of_an_interior_step_and_second_ones_of_one_on_the_boundary(
 
     args = np.linspace(1, 3, DIM), rng.normal(size=DIM)
     check_grads(jax.jit(step(10.0)), args, order=1, rtol=1e-5, atol=1e-5)
-    check_grads(jax.jit(step(0.2)), args, order=2, rtol=1e-4, atol=1e-4)
+    check_grads(jax.jit(step(0.2)), args, order=2, modes=["rev"], rtol=1e-4, atol=1e-4)
 
 
 def test_derivatives_of_the_model_of_a_cloud(rng):

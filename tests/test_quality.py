@@ -100,7 +100,6 @@ def test_leave_one_out_ignores_padding_and_is_one_or_nan_for_too_few_pairs(rng):
             for pairs in (lrj.SecantPairs(s, y), padded)
         )
         np.testing.assert_allclose(alone, among, rtol=1e-10)
-    assert lrj.choose_extrapolation(lrj.SecantPairs(s, y)) == lrj.choose_extrapolation(padded)
     single, nothing = (lrj.SecantPairs(rows * s[:3], rows * y[:3]) for rows in ([[1], [0], [0]], 0))
     np.testing.assert_allclose(lrj.diagnose(lrj.fit(single), single).leave_one_out, 1)
     assert np.isnan(lrj.diagnose(lrj.fit(nothing), nothing).leave_one_out)
@@ -167,6 +166,30 @@ def test_leave_one_out_estimates_the_error_and_chooses_extrapolation():
         better += np.median(gains) < 0.99
     assert informative >= 3  # a prediction of 1 would not do
     assert better >= 2
+
+
+@jax.jit
+def choice_and_errors_of_rtol(pairs, h):
+    candidates = jnp.array([0, 1e-3, 1e-2, 0.1, 0.3], h.dtype)
+    errors = [jnp.linalg.norm(lrj.fit(pairs, rtol=r).to_dense() - h) for r in candidates]
+    return jnp.argmin(jnp.abs(candidates - lrj.choose_rtol(pairs))), jnp.stack(errors)
+
+
+@pytest.mark.parametrize(("noise", "gain"), [(0.0, 1.0), (0.1, 0.5)])
+def test_rtol_is_chosen_for_noisy_gradients_at_ill_conditioned_steps(noise, gain):
+    regrets, gains = [], []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        q = np.linalg.qr(rng.normal(size=(100, 100)))[0]
+        h = (q * spectrum(rng, "indefinite fast", 100)) @ q.T
+        s = draws.steps_of_condition(rng, 16, 100, 1e3, "geometric")
+        y = s @ h
+        y += noise * np.linalg.norm(y, axis=1, keepdims=True) * rng.normal(size=y.shape) / 10
+        choice, errors = choice_and_errors_of_rtol(lrj.SecantPairs(s, y), h)
+        regrets.append(errors[choice] / errors.min())
+        gains.append(errors[choice] / errors[0])
+    assert np.mean(np.array(regrets) <= 1.3) >= 0.8
+    assert np.median(gains) <= gain
 
 
 @pytest.mark.parametrize("draw", ["inconsistent", "identity", "low rank"])
