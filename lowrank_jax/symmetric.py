@@ -461,7 +461,9 @@ def _log_determinant_jvp(primals, tangents):
     q = spectrum.rows
     outside = h.shape[-1] - jnp.sum(_frames.norms(q) > 0).astype(damping.dtype)
     trace = jnp.trace(_frames.gram(solve(q), q)) + outside / damping
-    return _log_determinant(*primals), by_factors + by_core + trace * d_damping
+    value = _log_determinant(*primals)
+    valid = jnp.where(jnp.isnan(value), jnp.nan, 1)
+    return value, (by_factors + by_core + trace * d_damping) * valid
 
 
 def _without_noise(values, noise):
