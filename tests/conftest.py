@@ -15,3 +15,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def rng(request):
     """A NumPy generator, the same one whenever the same test runs."""
     return np.random.default_rng(list(request.node.name.encode()))
+
+
+@pytest.fixture
+def quick_compile():
+    """Compiles with few optimizations: finite differences of a function are mostly compilation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
