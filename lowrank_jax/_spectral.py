@@ -108,30 +108,35 @@ def _kept_reciprocal(w, keep):
     return jnp.where(keep, reciprocal(jnp.where(keep, w, 0)), 0)
 
 
-def function(f: Callable, m: jax.Array) -> jax.Array:
-    """`f(M) = V diag(f(w)) V^T` for an elementwise f of the eigenvalues, an array of one axis.
+def sandwich(left: jax.Array, f: Callable, m: jax.Array) -> jax.Array:
+    """`L f(M) L^T = (L V) diag(f(w)) (L V)^T`, f elementwise on the eigenvalues (one axis).
 
+    `L V` is formed first: where f is large, as 1 / |w| at small w, columns of `L V` may be small.
     The derivative is that of the text above, phi by divided differences, or by the mean of f'
     between two eigenvalues where they are near. f may close over traced values. The second
     derivative is right where the eigenvalues are distinct.
     """
     w, v = eigh(m)
-    return _assembled(m, w, v, f(w), _slope(f, w), _divided_differences(f, w))
+    return _sandwich(left, m, w, v, f(w), _slope(f, w), _divided_differences(f, w))
 
 
 @jax.custom_jvp
-def _assembled(m, w, v, values, slopes, differences):
+def _sandwich(left, m, w, v, values, slopes, differences):
     del m, w, slopes, differences
-    return product(v * values[None, :], v.T)
+    outer = product(left, v)
+    return product(outer * values[None, :], outer.T)
 
 
-@_assembled.defjvp
-def _assembled_jvp(primals, tangents):
-    _, _, v, _, slopes, differences = primals
-    dm, dw, _, d_values, _, _ = tangents
+@_sandwich.defjvp
+def _sandwich_jvp(primals, tangents):
+    left, _, _, v, values, slopes, differences = primals
+    d_left, dm, dw, _, d_values, _, _ = tangents
+    outer = product(left, v)
+    by_left = product(product(d_left, v) * values[None, :], outer.T)
     by_m = differences * product(v.T, dm, v)
     by_f = jnp.diag(d_values - slopes * dw)  # of what f closes over: values moved with w as well
-    return _assembled(*primals), product(v, by_m + by_f, v.T)
+    inner = product(outer, by_m + by_f, outer.T)
+    return _sandwich(*primals), by_left + by_left.T + inner
 
 
 def _slope(f, x):

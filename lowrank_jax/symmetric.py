@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax import _checks, _frames
-from lowrank_jax._spectral import eigh, function, mirror, product, symmetrize
+from lowrank_jax._spectral import eigh, mirror, product, sandwich, symmetrize
 
 
 @jax.tree_util.register_dataclass
@@ -243,8 +243,6 @@ class SymmetricLowRank:
         derivatives are right wherever f(H) is differentiable, also at repeated
         eigenvalues; where f is not differentiable at 0, as `jnp.abs`, H must keep its rank.
         Second derivatives are right where the eigenvalues are distinct and the rank is constant.
-        Functions that grow towards 0, as 1 / s, lose digits of small eigenvalues: for those use
-        `s, u = h.eigh()` and `SymmetricLowRank(u, jnp.diag(f(s)))`, which differentiates less.
 
         Args:
           f: an elementwise function of an array of one axis; it may close over traced values.
@@ -268,10 +266,9 @@ class SymmetricLowRank:
             w = jnp.where(zero, 1, w)
             return jnp.where(zero, 0, (f(w * unit) - slope * unit * w) / w**2)
 
-        inner = product(q.coordinates, function(curvature, a), q.coordinates.T)
-        core = slope * unit * core + product(core, inner, core)
+        bent = sandwich(product(core, q.coordinates), curvature, a)
         factors = _frames.cast_like(rows, self.factors)
-        return SymmetricLowRank(factors, symmetrize(core) * valid)
+        return SymmetricLowRank(factors, symmetrize(slope * unit * core + bent) * valid)
 
     def sample(self, key: jax.Array, damping: float | jax.Array, shape: Sequence[int] = ()) -> Any:
         """Draws from the normal distribution N(0, (H + damping I)^-1).

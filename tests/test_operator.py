@@ -135,6 +135,18 @@ def test_solve_is_backward_stable_for_factors_of_any_scale(rng, k, dtype):
         assert missed < allowed
 
 
+@pytest.mark.parametrize("small", [1e-3, 1e-6])
+def test_small_eigenvalues_do_not_spoil_the_absolute_value(rng, small):
+    """Rows that nearly vanish, as of a fit near exact low rank: eigenvalues of their square."""
+    q = np.linalg.qr(rng.normal(size=(7, 3)))[0].T
+    factors = np.concatenate([q, small * rng.normal(size=(3, 7))])
+    core = np.block([[np.eye(3), np.eye(3)], [np.eye(3), np.zeros((3, 3))]])
+    values, vectors = np.linalg.eigh(reference.low_rank(factors, core))
+    found = lrj.SymmetricLowRank(factors, core).map_spectrum(jnp.abs).to_dense()
+    truth = (vectors * np.abs(values)) @ vectors.T
+    assert reference.relative_error(found, truth) < 1e-14
+
+
 def test_draws_have_the_shape_asked_for_and_unit_normal_origin(rng):
     h, _ = operator(rng, 3)
     shapes = jax.tree.map(jnp.shape, h.sample(jax.random.key(0), 9.0, (2, 3)))
