@@ -82,7 +82,7 @@ def scalar(value: Any, name: str) -> None:
       TypeError: for anything but a real number.
       ValueError: for an array with axes.
     """
-    dtype = _dtype(value, name)
+    dtype = _dtype(value, name, "a real number")
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(f"{name} must be a real number, got dtype {dtype}")
     if jnp.shape(value) != ():
@@ -133,10 +133,10 @@ def _float_array(leaf: Any, path: str) -> jax.Array:
     return jnp.asarray(leaf)
 
 
-def _dtype(leaf: Any, path: str) -> Any:
+def _dtype(leaf: Any, path: str, expected: str = "an array") -> Any:
     try:
         if leaf is None:
             raise TypeError("None stands for a default dtype")
         return jnp.result_type(leaf)
     except TypeError as error:
-        raise TypeError(f"{path} must be an array, got {type(leaf).__name__}") from error
+        raise TypeError(f"{path} must be {expected}, got {type(leaf).__name__}") from error

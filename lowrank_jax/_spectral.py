@@ -108,35 +108,29 @@ def _kept_reciprocal(w, keep):
     return jnp.where(keep, reciprocal(jnp.where(keep, w, 0)), 0)
 
 
-def sandwich(left: jax.Array, f: Callable, m: jax.Array) -> jax.Array:
-    """`L f(M) L^T = (L V) diag(f(w)) (L V)^T`, f elementwise on the eigenvalues (one axis).
+def function(f: Callable, m: jax.Array, w: jax.Array, v: jax.Array) -> jax.Array:
+    """`f(M) = V diag(f(w)) V^T` for `w, V = eigh(M)` and f elementwise on arrays of one axis.
 
-    `L V` is formed first: where f is large, as 1 / |w| at small w, columns of `L V` may be small.
     The derivative is that of the text above, phi by divided differences, or by the mean of f'
     between two eigenvalues where they are near. f may close over traced values. The second
     derivative is right where the eigenvalues are distinct.
     """
-    w, v = eigh(m)
-    return _sandwich(left, m, w, v, f(w), _slope(f, w), _divided_differences(f, w))
+    return _function(m, w, v, f(w), _slope(f, w), _divided_differences(f, w))
 
 
 @jax.custom_jvp
-def _sandwich(left, m, w, v, values, slopes, differences):
+def _function(m, w, v, values, slopes, differences):
     del m, w, slopes, differences
-    outer = product(left, v)
-    return product(outer * values[None, :], outer.T)
+    return product(v * values[None, :], v.T)
 
 
-@_sandwich.defjvp
-def _sandwich_jvp(primals, tangents):
-    left, _, _, v, values, slopes, differences = primals
-    d_left, dm, dw, _, d_values, _, _ = tangents
-    outer = product(left, v)
-    by_left = product(product(d_left, v) * values[None, :], outer.T)
+@_function.defjvp
+def _function_jvp(primals, tangents):
+    _, _, v, _, slopes, differences = primals
+    dm, dw, _, d_values, _, _ = tangents
     by_m = differences * product(v.T, dm, v)
     by_f = jnp.diag(d_values - slopes * dw)  # of what f closes over: values moved with w as well
-    inner = product(outer, by_m + by_f, outer.T)
-    return _sandwich(*primals), by_left + by_left.T + inner
+    return _function(*primals), product(v, by_m + by_f, v.T)
 
 
 def _slope(f, x):

@@ -64,7 +64,9 @@ class QuadraticModel:
     @jax.jit
     def predict(self, step: Any) -> jax.Array:
         """`value + <grad, s> + <s, H s> / 2`, a scalar; the same errors as `predicted_change`."""
-        return self.value + self.predicted_change(step)
+        change = self.predicted_change(step)
+        dtype = _frames.wider(self.value.dtype, change.dtype)
+        return self.value.astype(dtype) + change.astype(dtype)
 
     def newton_step(self, damping: float | jax.Array) -> Any:
         """`-(H + damping I)^-1 grad`: a descent step where `H + damping I` is positive definite.
@@ -81,11 +83,12 @@ class QuadraticModel:
         Zero where the gradient is; NaN where the curvature along it is not positive and the
         model has no minimiser along it.
         """
-        g = self.grad
-        slope, curvature = _frames.dot(g, g), self.hessian.bilinear(g, g)
-        bounded = (curvature > 0) | (slope == 0)
-        length = jnp.where(bounded, slope * reciprocal(curvature), jnp.nan)
-        return jax.tree.map(lambda leaf: -length.astype(leaf.dtype) * leaf, g)
+        h, g = _frames.widen((self.hessian, self.grad))
+        size = _frames.norm(g)
+        unit = jax.tree.map(lambda leaf: leaf * reciprocal(size), g)
+        curvature = h.bilinear(unit, unit)
+        length = jnp.where((curvature > 0) | (size == 0), size * reciprocal(curvature), jnp.nan)
+        return _frames.cast_like(jax.tree.map(lambda leaf: -length * leaf, unit), self.grad)
 
     def trust_region_step(self, radius: float | jax.Array) -> Any:
         """The minimiser of the model over all steps of Euclidean norm at most `radius`.
@@ -97,9 +100,10 @@ class QuadraticModel:
             (H + mu I) s = -grad,    H + mu I positive semidefinite.
 
         mu is found in the eigenbasis of H, in which all outside the factors' span is
-        one more eigenvector, of eigenvalue zero. The derivatives are those of these
-        equations. They do not exist in the hard case and where the unconstrained minimiser
-        lies on the boundary; the step is finite there, and so are they.
+        one more eigenvector, of eigenvalue zero. With an infinite radius the step is that to
+        the unconstrained minimiser, not finite where there is none. The derivatives
+        are those of these equations. They do not exist in the hard case and where the
+        unconstrained minimiser lies on the boundary; the step is finite there, and so are they.
 
         Raises:
           ValueError: for a radius that is not above 0; a traced one gives NaN.
@@ -114,30 +118,35 @@ class QuadraticModel:
     def _trust_region_step(self, radius):
         h, g = _frames.widen((self.hessian, self.grad))
         radius = jnp.where(radius > 0, radius, jnp.nan)
-        found, on_boundary, resolvent = _minimiser(*lax.stop_gradient((h, g, radius)))
+        found, mu, on_boundary, resolvent = _minimiser(*lax.stop_gradient((h, g, radius)))
+        radius = jnp.where(on_boundary > 0, radius, 1)
+        length = _frames.norm(found)
+        inverse_length = reciprocal(length)
+        direction = jax.tree.map(lambda s: s * inverse_length, found)
 
         def optimality(unknowns):
-            step, mu = unknowns
+            step, force = unknowns  # mu |s|: then the border of the Jacobian is a unit vector
             # A linear solve can be transposed only if all of its right side depends on the
             # input: whichever of h, g and radius that is, the tie does.
-            tie = 0 * (h.bilinear(step, step) + _frames.dot(g, step) + radius)
-            weight = on_boundary * mu
+            bend = h.bilinear(direction, direction)
+            tie = 0 * (bend + _frames.dot(g, direction) + radius)
+            weight = on_boundary * force * inverse_length
             residual = jax.tree.map(lambda hs, s, g: hs + weight * s + g + tie, h.mv(step), step, g)
-            excess = (_frames.dot(step, step) - radius**2) / 2
-            return residual, jnp.where(on_boundary > 0, excess, mu) + tie
+            excess = jnp.where(on_boundary > 0, _frames.norm(step) - radius, force)
+            return residual, excess + tie
 
         def bordered(_, right):
-            """[[H + mu I, s], [s^T, 0]] inverted by elimination; s drops out in the interior."""
+            """[[H + mu I, u], [u^T, 0]] inverted by elimination; u drops out in the interior."""
             vector, scalar = right
-            p, q = resolvent(vector), resolvent(found[0])
-            along = _frames.dot(found[0], p) - scalar
-            d_mu = along * reciprocal(_frames.dot(found[0], q))
-            d_mu = jnp.where(on_boundary > 0, d_mu, scalar)
-            return jax.tree.map(lambda p, q: p - on_boundary * d_mu * q, p, q), d_mu
+            p, q = resolvent(vector), resolvent(direction)
+            along = _frames.dot(direction, p) - scalar
+            force = along * reciprocal(_frames.dot(direction, q))
+            force = jnp.where(on_boundary > 0, force, scalar)
+            return jax.tree.map(lambda p, q: p - on_boundary * force * q, p, q), force
 
         step, _ = lax.custom_root(
             optimality,
-            found,
+            (found, mu * length),
             lambda _, guess: guess,
             lambda linear, right: lax.custom_linear_solve(linear, right, bordered, symmetric=True),
         )
@@ -199,11 +208,15 @@ def quadratic_model(
         out, grads = _losses.each(evaluate, points, batch_size)
         values, aux = out if has_aux else (out, None)
         pairs = centered(points, grads)
-        falls = jax.vmap(_frames.dot)(pairs.steps, pairs.grad_diffs).astype(values.dtype)
+        center, steps = _mean_and_deviations(points)
+        grad, grad_diffs = _mean_and_deviations(grads)
+        dtype = _frames.wider(values.dtype, _frames.compute_dtype(steps))
+        values = values.astype(dtype)
+        falls = jax.vmap(_frames.dot)(steps, grad_diffs).astype(dtype)
         model = QuadraticModel(
-            center=_mean(points, pairs.steps),
+            center=_frames.cast_like(center, points),
             value=values[0] + jnp.mean(values - values[0]) - jnp.mean(falls) / 2,
-            grad=_mean(grads, pairs.grad_diffs),
+            grad=_frames.cast_like(grad, grads),
             hessian=fit(pairs, extrapolate=extrapolate),
         )
         return (model, aux) if has_aux else model
@@ -211,9 +224,13 @@ def quadratic_model(
     return model_of_points
 
 
-def _mean(rows, differences):
-    """The mean of the rows, whose first is `differences[0]` away from it."""
-    return jax.tree.map(lambda x, d: x[0] - d[0].astype(x.dtype), rows, differences)
+def _mean_and_deviations(rows):
+    """Widened; the first row is subtracted first, as in `centered`, to lose no digits."""
+    rows = _frames.widen(rows)
+    near = jax.tree.map(lambda x: x - x[:1], rows)
+    offset = jax.tree.map(lambda x: jnp.mean(x, axis=0), near)
+    mean = jax.tree.map(lambda x, d: x[0] + d, rows, offset)
+    return mean, jax.tree.map(lambda x, d: x - d[None], near, offset)
 
 
 def _minimiser(h, g, radius):
@@ -241,8 +258,7 @@ def _minimiser(h, g, radius):
     hard = short & (least > 0)
     missing = jnp.sqrt(jnp.maximum(radius - length, 0) * (radius + length))
     lowest = jnp.argmin(values)
-    turn = jnp.where(c[lowest] > 0, -1, 1) * jnp.where(hard, missing, 0)
-    step = step.at[lowest].add(turn.astype(step.dtype))
+    step = step.at[lowest].add(jnp.where(hard, missing, 0))
     interior = short & ~hard
     mu = least + t
     spectrum = reciprocal(jnp.where(jnp.isinf(values), 0, gaps + t))
@@ -257,7 +273,7 @@ def _minimiser(h, g, radius):
 
     scale = step[-1] * reciprocal(outside_size)
     found = vector(step[:-1], jax.tree.map(lambda leaf: scale * leaf, outside))
-    return (found, mu), jnp.where(interior, 0, 1).astype(s.dtype), resolvent
+    return found, mu, jnp.where(interior, 0, 1).astype(s.dtype), resolvent
 
 
 def _boundary(gaps, c, radius):
@@ -270,8 +286,9 @@ def _boundary(gaps, c, radius):
     def newton(state):
         t, _, count = state
         step = _quotient(c, gaps + t)
-        length, weight = _frames.norm(step), jnp.sum(step * _quotient(step, gaps + t))
-        rise = (length / radius - 1) * length**2 * reciprocal(weight)
+        length = _frames.norm(step)
+        unit = step / length
+        rise = (length / radius - 1) / jnp.sum(unit * _quotient(unit, gaps + t))
         return jnp.where(rise > 0, t + rise, t), t, count + 1
 
     def rising(state):

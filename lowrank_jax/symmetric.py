@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax import _checks, _frames
-from lowrank_jax._spectral import eigh, mirror, product, sandwich, symmetrize
+from lowrank_jax._spectral import eigh, function, mirror, product, reciprocal, symmetrize
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +31,7 @@ class SymmetricLowRank:
     The operator is a pytree: it goes through `jit`, `vmap`, `grad`, `scan`. Where
     `vmap` has made a batch of operators, use them under `vmap` as well:
     `jax.vmap(lambda h, v: h @ v)(operators, vectors)`, or take one out with
-    `jax.tree.map(lambda leaf: leaf[i], operators)`. The methods are jitted.
+    `jax.tree.map(lambda leaf: leaf[i], operators)`. The methods are jitted, but `map_spectrum`.
     Sums, differences and real multiples of operators are operators; those of a
     sum hold the factors of both.
 
@@ -238,11 +238,12 @@ class SymmetricLowRank:
         are zero and stay so. Functions that do not vanish at 0 are shifted: an inverse square
         root of `H + d I` is `v / sqrt(d) + h.map_spectrum(lambda s: (s + d)**-0.5 - d**-0.5) @ v`.
 
-        With `f(s) = c s + s^2 p(s)`, `c = f'(0)`, the result is `B^T (c K + K N K) B`,
-        `N = B p(H) B^T`: the same factors in front of another core. Its first
-        derivatives are right wherever f(H) is differentiable, also at repeated
-        eigenvalues; where f is not differentiable at 0, as `jnp.abs`, H must keep its rank.
-        Second derivatives are right where the eigenvalues are distinct and the rank is constant.
+        The result has twice the factors of H: an orthonormal basis of their span, and rows of
+        zeros that carry derivatives in directions that add to it. Its first derivatives
+        are right wherever f(H) is differentiable, also at repeated eigenvalues; where f is not
+        differentiable at 0, as `jnp.abs`, H must keep its rank. Second derivatives are right
+        where the eigenvalues are distinct and the rank is constant.
+        Jit what calls this: f may be any closure, so this method alone is not jitted.
 
         Args:
           f: an elementwise function of an array of one axis; it may close over traced values.
@@ -257,18 +258,28 @@ class SymmetricLowRank:
           >>> h.map_spectrum(jnp.abs) @ jnp.ones(3)
           Array([3., 0., 0.], dtype=float32)
         """
-        rows, q, a, noise, unit = self._reduced()
-        core = self._balanced()[1]
+        # For B = L Q the result is Q^T f(A) Q. Where rows of B depend on each other or vanish, Q
+        # cannot follow all changes of B. What it misses, E = B - L Q, is exactly zero here,
+        # and joins the factors for its derivative: f(H) = .. + Q^T (f(A) / A) L^T K E + its
+        # transpose + c E^T K E, to first order, with c = f'(0) in place of f(A) / A at 0.
+        rows, frame, a, noise, unit = self._reduced()
+        core, q, coordinates = self._balanced()[1], frame.rows, frame.coordinates
         slope, valid = _behaviour_at_zero(f, core.dtype)
+        w, v = eigh(a)
 
-        def curvature(w):  # p, in units
+        def mapped(w):
             zero = jnp.abs(w) <= noise
-            w = jnp.where(zero, 1, w)
-            return jnp.where(zero, 0, (f(w * unit) - slope * unit * w) / w**2)
+            at_zero = slope * unit * (w - lax.stop_gradient(w))
+            return jnp.where(zero, at_zero, f(jnp.where(zero, 1, w) * unit))
 
-        bent = sandwich(product(core, q.coordinates), curvature, a)
-        factors = _frames.cast_like(rows, self.factors)
-        return SymmetricLowRank(factors, symmetrize(slope * unit * core + bent) * valid)
+        mean_slope = jnp.where(jnp.abs(w) <= noise, slope * unit, mapped(w) * reciprocal(w))
+        coupling = lax.stop_gradient(product(v * mean_slope[None, :], v.T, coordinates.T, core))
+        inner = symmetrize(function(mapped, a, w, v))
+        core = jnp.block([[inner, coupling], [coupling.T, slope * unit * core]]) * valid
+        missed = jax.tree.map(jnp.subtract, rows, _frames.combine(coordinates, q))
+        missed = jax.tree.map(lambda x: x - lax.stop_gradient(x), missed)
+        factors = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), q, missed)
+        return SymmetricLowRank(_frames.cast_like(factors, self.factors), core)
 
     def sample(self, key: jax.Array, damping: float | jax.Array, shape: Sequence[int] = ()) -> Any:
         """Draws from the normal distribution N(0, (H + damping I)^-1).
@@ -297,6 +308,8 @@ class SymmetricLowRank:
           [0.1, 1.0, 1.0]
         """
         _checks.positive(damping, "damping")
+        if not isinstance(shape, Sequence):
+            raise TypeError(f"shape must be a sequence of Python ints, got {shape!r}")
         for count in shape:
             _checks.count(count, "shape", 0)
         return self._sample(key, _valid(damping, self.core.dtype), tuple(shape))

@@ -217,12 +217,17 @@ CASES = {
     "no damping": (
         lambda: operator().sample(jax.random.key(0), None),
         TypeError,
-        "damping must be an array, got NoneType",
+        "damping must be a real number, got NoneType",
     ),
     "a number of draws that is none": (
         lambda: operator().sample(jax.random.key(0), 1.0, (2.0,)),
         TypeError,
         "shape must be a Python int, got 2.0",
+    ),
+    "a number of draws without a shape": (
+        lambda: operator().sample(jax.random.key(0), 1.0, 3),
+        TypeError,
+        "shape must be a sequence of Python ints, got 3",
     ),
     "a function of the eigenvalues that does not vanish at 0": (
         lambda: operator().map_spectrum(jnp.exp),

@@ -147,6 +147,20 @@ def test_small_eigenvalues_do_not_spoil_the_absolute_value(rng, small):
     assert reference.relative_error(found, truth) < 1e-14
 
 
+@pytest.mark.parametrize("ratio", [1e2, 1e4, 1e6])
+def test_inverse_roots_at_small_damping_keep_the_stiff_direction(rng, ratio):
+    """In float32, along the top eigenvector, where the root is smallest."""
+    q = np.linalg.qr(rng.normal(size=(20, 3)))[0].T.astype(np.float32)
+    values, damping = np.array([ratio, ratio / 2, 1], np.float32), np.float32(1)
+    h = lrj.SymmetricLowRank(q, np.diag(values))
+    shifted = h.map_spectrum(lambda s: (s + damping) ** -0.5 - damping**-0.5)
+    np.testing.assert_allclose(
+        (shifted @ q[0] + q[0]) @ q[0], (ratio + 1) ** -0.5, rtol=3e-7 * ratio**0.5
+    )
+    drawn, origin = (x.sample(jax.random.key(0), damping) @ q[0] for x in (h, 0 * h))
+    np.testing.assert_allclose(drawn, origin * (ratio + 1) ** -0.5, rtol=1e-6 * ratio**0.5)
+
+
 def test_draws_have_the_shape_asked_for_and_unit_normal_origin(rng):
     h, _ = operator(rng, 3)
     shapes = jax.tree.map(jnp.shape, h.sample(jax.random.key(0), 9.0, (2, 3)))
