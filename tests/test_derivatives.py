@@ -119,9 +119,16 @@ def loss(x, w):
     return jnp.sum(jnp.tanh(w @ x) ** 2) + 0.5 * jnp.sum(w[0] * x**2)
 
 
-@pytest.mark.parametrize("pairing", [lrj.centered, lrj.from_first, lrj.successive])
-@pytest.mark.parametrize("extrapolate", [0, 2 / 3])
-@pytest.mark.parametrize("n", [N, DIM + 3])
+@pytest.mark.parametrize(
+    ("pairing", "extrapolate", "n"),
+    [
+        (lrj.centered, 0, N),
+        (lrj.centered, 2 / 3, N),
+        (lrj.centered, 2 / 3, DIM + 3),
+        (lrj.from_first, 2 / 3, N),
+        (lrj.successive, 0, DIM + 3),
+    ],
+)
 def test_derivatives_through_points_and_parameters(rng, pairing, extrapolate, n):
     points, w = rng.normal(size=(n, DIM)), rng.normal(size=(3, DIM))
 
