@@ -12,8 +12,9 @@ BIN := $(VENV)/bin
 demo: $(READY)
 	$(BIN)/python notebooks/01_quickstart.py
 
+# One thread of linear algebra for each process: more would wait for each other.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 lint: $(READY)
 	$(BIN)/ruff check .
