@@ -51,23 +51,9 @@ def at(loss: Callable, argnums: Argnums, rest: tuple, *, has_aux: bool = False) 
     return of_x
 
 
-def gradient(loss: Callable, argnums: Argnums, rest: tuple, *, has_aux: bool = False) -> Callable:
-    """The function x -> gradient of the loss in x, or (gradient, aux)."""
-    return jax.grad(at(loss, argnums, rest, has_aux=has_aux), has_aux=has_aux)
-
-
-def value_and_gradient(
-    loss: Callable, argnums: Argnums, rest: tuple, *, has_aux: bool = False
-) -> Callable:
-    """The function x -> (value or (value, aux), gradient of the loss in x)."""
-    return jax.value_and_grad(at(loss, argnums, rest, has_aux=has_aux), has_aux=has_aux)
-
-
-def each(function: Callable, points: Any, batch_size: int | None) -> Any:
-    """The function at every point: all at once, or `batch_size` at a time."""
-    if batch_size is None:
-        return jax.vmap(function)(points)
-    return jax.lax.map(function, points, batch_size=batch_size)
+def gradient(loss: Callable, argnums: Argnums, rest: tuple) -> Callable:
+    """The function x -> gradient of the loss in x."""
+    return jax.grad(at(loss, argnums, rest))
 
 
 def _positions(argnums: Argnums, count: int) -> tuple[int, ...]:

@@ -215,15 +215,26 @@ def secant_pairs(
         _checks.count(batch_size, "batch_size", 1)
 
     def pairs_of_points(*args):
-        points, rest = _losses.split(argnums, args)
-        points, _ = _checks.rows(points, "points")
-        gradient = _losses.gradient(loss, argnums, rest, has_aux=has_aux)
-        out = _losses.each(gradient, points, batch_size)
-        grads, aux = out if has_aux else (out, None)
+        points, _, grads, aux = evaluate(loss, argnums, args, has_aux, batch_size)
         pairs = pairing(points, grads)
         return (pairs, aux) if has_aux else pairs
 
     return pairs_of_points
+
+
+def evaluate(
+    loss: Callable, argnums: _losses.Argnums, args: tuple, has_aux: bool, batch_size: int | None
+) -> tuple[Any, jax.Array, Any, Any]:
+    """The points among a loss's arguments; its values, gradients and aux (or None) at each."""
+    points, rest = _losses.split(argnums, args)
+    points, _ = _checks.rows(points, "points")
+    at_point = jax.value_and_grad(_losses.at(loss, argnums, rest, has_aux=has_aux), has_aux=has_aux)
+    if batch_size is None:
+        out, grads = jax.vmap(at_point)(points)
+    else:
+        out, grads = lax.map(at_point, points, batch_size=batch_size)
+    values, aux = out if has_aux else (out, None)
+    return points, values, grads, aux
 
 
 def check(pairs: SecantPairs) -> tuple[SecantPairs, int]:

@@ -10,7 +10,7 @@ from jax import lax
 
 from lowrank_jax import _checks, _frames, _losses
 from lowrank_jax._spectral import reciprocal
-from lowrank_jax.pairs import centered
+from lowrank_jax.pairs import centered, evaluate
 from lowrank_jax.secant import fit
 from lowrank_jax.symmetric import SymmetricLowRank
 
@@ -202,11 +202,7 @@ def quadratic_model(
         _checks.count(batch_size, "batch_size", 1)
 
     def model_of_points(*args):
-        points, rest = _losses.split(argnums, args)
-        points, _ = _checks.rows(points, "points")
-        evaluate = _losses.value_and_gradient(loss, argnums, rest, has_aux=has_aux)
-        out, grads = _losses.each(evaluate, points, batch_size)
-        values, aux = out if has_aux else (out, None)
+        points, values, grads, aux = evaluate(loss, argnums, args, has_aux, batch_size)
         pairs = centered(points, grads)
         center, steps = _mean_and_deviations(points)
         grad, grad_diffs = _mean_and_deviations(grads)
