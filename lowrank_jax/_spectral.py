@@ -73,6 +73,39 @@ def _eigh_jvp(primals, tangents):
     return (w, v), (jnp.diagonal(rotated), dv)
 
 
+@jax.custom_jvp
+def svd(m: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Descending singular values s and singular vectors, `M = U diag(s) V^T` for a (k, l) matrix.
+
+    U is (k, r) and V (l, r), r = min(k, l), both with orthonormal columns. As with `eigh`, the
+    derivatives of U and V keep no component between vectors of one singular value, nor
+    any that a zero singular value would divide: what depends on spans alone is right.
+    """
+    if 0 in m.shape:
+        k, n = m.shape
+        return jnp.zeros((k, 0), m.dtype), jnp.zeros(0, m.dtype), jnp.zeros((n, 0), m.dtype)
+    u, s, vt = jnp.linalg.svd(m, full_matrices=False)
+    return u, s, vt.T
+
+
+@svd.defjvp
+def _svd_jvp(primals, tangents):
+    """With X, Y the symmetric, antisymmetric part of `E = U^T dM V` over s_j - s_i and s_j + s_i.
+
+    Then dU = U (X + Y) + (I - U U^T) dM V / s,    dV = V (X - Y) + (I - V V^T) dM^T U / s.
+    """
+    (m,), (dm,) = primals, tangents
+    u, s, v = svd(m)
+    right, left = product(dm, v), product(dm.T, u)
+    rotated = product(u.T, right)
+    even = reciprocal(s[None, :] - s[:, None]) * (rotated + rotated.T) / 2
+    odd = reciprocal(s[None, :] + s[:, None]) * (rotated - rotated.T) / 2
+    outside = reciprocal(s)[None, :]
+    du = product(u, even + odd) + (right - product(u, rotated)) * outside
+    dv = product(v, even - odd) + (left - product(v, rotated.T)) * outside
+    return (u, s, v), (du, jnp.diagonal(rotated), dv)
+
+
 def masked_inverse(select: Callable, m: jax.Array, *args: Any) -> jax.Array:
     """`V diag(keep / w) V^T` for symmetric `m = V diag(w) V^T` and `keep = select(w, V, *args)`.
 

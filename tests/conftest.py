@@ -1,4 +1,8 @@
-"""Every test runs in double precision, with implicit promotions of dtype or rank an error."""
+"""Every test runs in double precision, with implicit promotions of dtype or rank an error.
+
+`JAX_ENABLE_X64=0` runs them in single precision. Most of the time is compilation: it is asked
+for few optimizations, but where `JAX_DISABLE_MOST_OPTIMIZATIONS=0` is set.
+"""
 
 import os
 
@@ -6,7 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-jax.config.update("jax_enable_x64", os.environ.get("JAX_ENABLE_X64", "1") != "0")
+
+def is_set(name):
+    return os.environ.get(name, "1") != "0"
+
+
+jax.config.update("jax_enable_x64", is_set("JAX_ENABLE_X64"))
+jax.config.update("jax_disable_most_optimizations", is_set("JAX_DISABLE_MOST_OPTIMIZATIONS"))
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -18,8 +28,9 @@ def rng(request):
 
 
 @pytest.fixture
-def quick_compile():
-    """Compiles with few optimizations: finite differences of a function are mostly compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def fully_compiled():
+    """For tests that compute more than they compile."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -11,7 +11,6 @@ from jax.test_util import check_grads
 import lowrank_jax as lrj
 from tests import draws
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 DIM, N = 9, 4
 V = np.linspace(-1, 1, DIM)
 

@@ -9,7 +9,6 @@ from jax.test_util import check_grads
 import lowrank_jax as lrj
 from tests import draws
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 DIM = 7
 V = np.linspace(-1, 1, DIM)
 

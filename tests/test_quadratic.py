@@ -204,7 +204,6 @@ def exact_low_rank(rng):
     return s, s @ draws.symmetric(rng, DIM, 2), 0
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("draw", [generic, identity, exact_low_rank])
 def test_derivatives_of_the_model_and_its_steps(rng, draw):
     s, y, extrapolate = draw(rng)
@@ -220,7 +219,6 @@ def test_derivatives_of_the_model_and_its_steps(rng, draw):
     check_grads(steps, args, order=1, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_derivatives_of_an_interior_step_and_second_ones_of_one_on_the_boundary(rng):
     basis = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0]
 
@@ -236,7 +234,6 @@ def test_derivatives_of_an_interior_step_and_second_ones_of_one_on_the_boundary(
     check_grads(jax.jit(step(0.2)), args, order=2, modes=["rev"], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_derivatives_of_the_model_of_a_cloud(rng):
     points, w = rng.normal(size=(N, DIM)), rng.normal(size=(3, DIM))
 

@@ -191,7 +191,6 @@ def test_rtol_is_chosen_for_noisy_gradients_at_ill_conditioned_steps(noise, gain
     assert np.median(gains) <= gain
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("draw", ["inconsistent", "identity", "low rank"])
 def test_derivatives_of_the_diagnosis(rng, draw):
     s = rng.normal(size=(4, 9))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from lowrank_jax._spectral import eigh, masked_inverse
+from lowrank_jax._spectral import eigh, masked_inverse, svd
 from tests import draws, reference
 
 
@@ -56,3 +56,28 @@ def test_close_eigenvalues_lose_no_digits_in_float32(rng, gap):
         (e.astype(np.float32),),
     )[1]
     assert reference.relative_error(tangent, truth) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+@pytest.mark.parametrize("values", [[3.0, 1.0, 0.4], [2.0, 2.0, 0.5], [2.0, 1.0, 0.0]])
+def test_spans_of_singular_vectors_differentiate(rng, shape, values):
+    """The projectors on the leading two and the polar factor, also where those two are equal."""
+    turned = len(set(values)) == 3  # rounding would part two that are equal
+    draw = rng.normal if turned else (lambda size: np.eye(*size))
+    left, right = (np.linalg.qr(draw(size=(n, 3)))[0] for n in shape)
+    m = left * values @ right.T
+
+    def parts(m):
+        u, s, v = svd(m)
+        u, v = u[:, :2], v[:, :2]
+        return u @ u.T, v @ v.T, u @ v.T, jnp.sum(s[:2])
+
+    u, s, v = svd(m)
+    np.testing.assert_allclose((u * s[None, :]) @ v.T, m, atol=1e-14)
+    np.testing.assert_allclose(s[:3], values, atol=1e-14)
+    check_grads(parts, (m,), order=1, rtol=1e-6, atol=1e-6)
+
+
+def test_singular_vectors_of_nothing_have_no_columns():
+    u, s, v = svd(jnp.zeros((0, 3)))
+    assert (u.shape, s.shape, v.shape) == ((0, 0), (0,), (3, 0))
