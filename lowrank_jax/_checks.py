@@ -16,6 +16,19 @@ def vector(tree: Any, name: str) -> Any:
     return tree_map_with_path(lambda path, leaf: _float_array(leaf, name + keystr(path)), tree)
 
 
+def point(tree: Any, name: str) -> Any:
+    """A `vector` of at least one array.
+
+    Raises:
+      TypeError: as `vector` does.
+      ValueError: where there is no leaf.
+    """
+    tree = vector(tree, name)
+    if not jax.tree.leaves(tree):
+        raise ValueError(f"{name} must hold at least one array, got {tree!r}")
+    return tree
+
+
 def rows(tree: Any, name: str) -> tuple[Any, int]:
     """A pytree whose leaves share a leading axis, and that axis's length.
 
@@ -23,10 +36,8 @@ def rows(tree: Any, name: str) -> tuple[Any, int]:
       TypeError: as `vector` does.
       ValueError: where there is no leaf, a leaf without axes, or leading axes that differ.
     """
-    tree = vector(tree, name)
+    tree = point(tree, name)
     named = [(name + keystr(path), leaf) for path, leaf in tree_flatten_with_path(tree)[0]]
-    if not named:
-        raise ValueError(f"{name} must hold at least one array, got {tree!r}")
     first, count = named[0][0], named[0][1].shape[:1]
     for path, leaf in named:
         if leaf.ndim == 0:
@@ -124,6 +135,21 @@ def count(value: Any, name: str, low: int) -> None:
         raise TypeError(f"{name} must be a Python int, got {value!r}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
+
+
+def key(value: Any) -> None:
+    """One random key, typed or raw.
+
+    Raises:
+      TypeError: for anything else.
+      ValueError: for an array of keys.
+    """
+    dtype = getattr(value, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and dtype != jnp.uint32:
+        raise TypeError(f"key must be a random key, such as jax.random.key(0), got {value!r}")
+    if jnp.ndim(value) != (0 if typed else 1):
+        raise ValueError(f"key must be one random key, got an array of shape {jnp.shape(value)}")
 
 
 def _float_array(leaf: Any, path: str) -> jax.Array:

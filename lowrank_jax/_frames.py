@@ -8,11 +8,14 @@ A set of n vectors is a pytree whose leaves have a leading axis n: the rows of a
 """
 
 import functools
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lowrank_jax._spectral import eigh, product, reciprocal
@@ -21,6 +24,29 @@ from lowrank_jax._spectral import eigh, product, reciprocal
 def length(rows: Any) -> int:
     """The number n of rows."""
     return jax.tree.leaves(rows)[0].shape[0]
+
+
+def row(rows: Any) -> Any:
+    """The shapes and dtypes of one row, as `jax.ShapeDtypeStruct`s."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+
+
+def size(v: Any) -> int:
+    """The number of entries of a vector."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(v))
+
+
+def identity(v: Any) -> Any:
+    """The unit vectors of the space of v, as many rows as it has entries."""
+    leaves, tree = jax.tree.flatten(v)
+    ends = list(itertools.accumulate(math.prod(leaf.shape) for leaf in leaves))
+    eye = np.eye(size(v))
+    blocks = np.split(eye, ends[:-1], axis=1)
+    rows = [
+        jnp.asarray(block.reshape(-1 if block.size else len(eye), *leaf.shape), leaf.dtype)
+        for block, leaf in zip(blocks, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, rows)
 
 
 def wider(*dtypes: Any) -> jnp.dtype:
@@ -96,11 +122,44 @@ def _pairwise(t: jax.Array, x: jax.Array) -> jax.Array:
     return _pairwise(t[..., :half], x[:half]) + _pairwise(t[..., half:], x[half:])
 
 
+def each(f: Callable, rows: Any, batch_size: int | None) -> Any:
+    """F of each row, stacked: that many rows at once, all of them for None."""
+    if batch_size is None:
+        return jax.vmap(f)(rows)
+    if batch_size == 1:  # no batch of one: that would turn matrix products into batched ones
+        return lax.map(f, rows)
+    return lax.map(f, rows, batch_size=batch_size)
+
+
+def normal(key: jax.Array, v: Any, shape: tuple[int, ...] = ()) -> Any:
+    """Standard normal vectors like v, with the leading axes `shape`; a key of its own a leaf."""
+    leaves, tree = jax.tree.flatten(v)
+    keys = jax.random.split(key, len(leaves))
+    draws = [
+        jax.random.normal(k, (*shape, *x.shape), x.dtype) for k, x in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, draws)
+
+
 def scale(factors: jax.Array, rows: Any) -> Any:
     """Row i times `factors[i]`, each leaf in its own dtype."""
     return jax.tree.map(
         lambda x: x * factors.reshape((-1,) + (1,) * (x.ndim - 1)).astype(x.dtype), rows
     )
+
+
+def times(t: jax.Array, v: Any) -> Any:
+    """`t v`, each leaf computed in the dtype of t, in its own dtype."""
+    return jax.tree.map(lambda x: (t * x.astype(t.dtype)).astype(x.dtype), v)
+
+
+def plus(v: Any, t: jax.Array, w: Any) -> Any:
+    """`v + t w`, each leaf computed in the dtype of t, in the dtype of v."""
+
+    def leaf_plus(x, y):
+        return (x.astype(t.dtype) + t * y.astype(t.dtype)).astype(x.dtype)
+
+    return jax.tree.map(leaf_plus, v, w)
 
 
 def reject(v: Any, basis: Any) -> Any:
@@ -122,15 +181,26 @@ def peaks(rows: Any) -> jax.Array:
 
 
 def power_of_two(x: jax.Array) -> jax.Array:
-    """A power of two within [x / 8, 8 x], 1 where x is 0 or not finite; a constant.
+    """A power of two within [x / 8, 8 x], 2 where x is 0 or not finite; a constant.
 
     Multiplying or dividing by it is exact, and so is its reciprocal.
     """
+    return jnp.ldexp(jnp.ones_like(x), exponent(x))
+
+
+def exponent(x: jax.Array) -> jax.Array:
+    """The exponent of `power_of_two(x)`, an integer."""
     x = lax.stop_gradient(x)
     usable = jnp.isfinite(x) & (x > 0)
-    exponent = jnp.frexp(jnp.where(usable, x, 1))[1]
     most = jnp.finfo(x.dtype).maxexp - 3
-    return jnp.ldexp(jnp.ones_like(x), jnp.clip(exponent, -most, most))
+    return jnp.clip(jnp.frexp(jnp.where(usable, x, 1))[1], -most, most)
+
+
+def shift(x: jax.Array, exponents: jax.Array) -> jax.Array:
+    """`x 2^e`, exact; in two steps, as 2^e alone may be out of range where the product is not."""
+    half = exponents // 2
+    one = jnp.ones_like(x)
+    return x * jnp.ldexp(one, half) * jnp.ldexp(one, exponents - half)
 
 
 def norms(rows: Any) -> jax.Array:

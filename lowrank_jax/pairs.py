@@ -229,10 +229,7 @@ def evaluate(
     points, rest = _losses.split(argnums, args)
     points, _ = _checks.rows(points, "points")
     at_point = jax.value_and_grad(_losses.at(loss, argnums, rest, has_aux=has_aux), has_aux=has_aux)
-    if batch_size is None:
-        out, grads = jax.vmap(at_point)(points)
-    else:
-        out, grads = lax.map(at_point, points, batch_size=batch_size)
+    out, grads = _frames.each(at_point, points, batch_size)
     values, aux = out if has_aux else (out, None)
     return points, values, grads, aux
 

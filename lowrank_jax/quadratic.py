@@ -10,6 +10,7 @@ from jax import lax
 
 from lowrank_jax import _checks, _frames, _losses
 from lowrank_jax._spectral import reciprocal
+from lowrank_jax.hessian import expansion_at, from_differences
 from lowrank_jax.pairs import centered, evaluate
 from lowrank_jax.secant import fit
 from lowrank_jax.symmetric import SymmetricLowRank
@@ -218,6 +219,60 @@ def quadratic_model(
         return (model, aux) if has_aux else model
 
     return model_of_points
+
+
+def quadratic_model_at(
+    loss: Callable,
+    probes: int,
+    argnums: _losses.Argnums = 0,
+    *,
+    has_aux: bool = False,
+    passes: int = 2,
+    extrapolate: float | jax.Array = 2 / 3,
+    batch_size: int | None = None,
+    start: Any = None,
+    step: float | jax.Array | None = None,
+) -> Callable:
+    """The quadratic model of a loss at a point: its value and gradient, and `lowrank_hessian`.
+
+    `probes * passes + 1` gradients, the one at the point among them. A plain function:
+    compose it with `jit`, `vmap` and `grad`.
+
+    Args:
+      loss: a scalar function; it is differentiated once, in argument `argnums`.
+      probes: how many gradients a pass takes.
+      argnums: the argument that is the point, or a tuple of such arguments.
+      has_aux: the loss returns `(value, aux)`.
+      passes: how many passes; see `probe_pairs`.
+      extrapolate: in [0, 1], how H continues outside the span of the steps; see `fit`.
+      batch_size: how many gradients are computed at once; None computes all by `jax.vmap`.
+      start: directions of the first pass instead of random ones; see `probe_pairs`.
+      step: the length of the steps instead of the default, sqrt(eps) |x|.
+
+    Returns:
+      A function of the loss's arguments, in their order, and the keyword `key`, one random key. It
+      returns a `QuadraticModel` centered at the point, or `(QuadraticModel, aux)`.
+
+    Raises:
+      TypeError, ValueError: as `lowrank_hessian` does.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> loss = lambda x: jnp.sum((x - 3.0) ** 2)
+      >>> model = quadratic_model_at(loss, 4)(jnp.ones(4), key=jax.random.key(0))
+      >>> minimum = model.center + model.newton_step(damping=1e-6)
+      >>> bool(jnp.allclose(minimum, 3.0, atol=1e-2))
+      True
+    """
+    curvature = from_differences(probes, passes, extrapolate, batch_size, start, step)
+    expansion = expansion_at(loss, argnums, has_aux, curvature)
+
+    def model_at(*args, key):
+        at = expansion(args, key)
+        model = QuadraticModel(at.point, at.value, at.grad, at.hessian)
+        return (model, at.aux) if has_aux else model
+
+    return model_at
 
 
 def _mean_and_deviations(rows):

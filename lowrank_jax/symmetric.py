@@ -75,7 +75,7 @@ class SymmetricLowRank:
         return self
 
     def __repr__(self) -> str:
-        if not hasattr(self.core, "shape"):  # a pytree of something else than arrays
+        if getattr(self.core, "ndim", 0) < 2:  # a pytree of something else than arrays
             return f"SymmetricLowRank(factors={self.factors!r}, core={self.core!r})"
         count = self.core.shape[-1]
         return f"SymmetricLowRank(shape={self.shape}, factors={count}, dtype={self.dtype})"
@@ -308,6 +308,7 @@ class SymmetricLowRank:
           [0.1, 1.0, 1.0]
         """
         _checks.positive(damping, "damping")
+        _checks.key(key)
         if not isinstance(shape, Sequence):
             raise TypeError(f"shape must be a sequence of Python ints, got {shape!r}")
         for count in shape:
@@ -327,20 +328,13 @@ class SymmetricLowRank:
         correction = h.map_spectrum(inverse_root)
 
         def draw(key):
-            leaves, tree = jax.tree.flatten(h.factors)
-            keys = jax.random.split(key, len(leaves))
-            z = [
-                jax.random.normal(k, x.shape[1:], x.dtype)
-                for k, x in zip(keys, leaves, strict=True)
-            ]
-            z = jax.tree.unflatten(tree, z)
+            z = _frames.normal(key, _frames.row(h.factors))
             x = jax.tree.map(lambda z, c: z / jnp.sqrt(damping) + c, z, correction @ z)
             return _frames.cast_like(x, self.factors)
 
         draws = jax.vmap(draw)(jax.random.split(key, math.prod(shape)))
         return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), draws)
 
-    @partial(jax.jit, static_argnums=1)
     def truncate(self, rank: int) -> "SymmetricLowRank":
         """The nearest operator of that rank: the `rank` eigenpairs of largest magnitude.
 
@@ -352,6 +346,10 @@ class SymmetricLowRank:
           ValueError: for a negative rank.
         """
         _checks.count(rank, "rank", 0)
+        return self._truncate(rank)
+
+    @partial(jax.jit, static_argnums=1)
+    def _truncate(self, rank):
         s, rows = self.eigh()
         missing = max(rank - len(s), 0)
 

@@ -112,3 +112,33 @@ def numpy_fit(s, y, extrapolate):
         keep = size > cut
         c = v[:, keep] / w[keep] @ v[:, keep].T
     return q.T @ m @ q + q.T @ p + p.T @ q + p.T @ c @ p
+
+
+def leading_triplet(a):
+    """Sigma, u and v of the dense SVD, v's entry of largest magnitude positive."""
+    u, s, vt = np.linalg.svd(a)
+    sign = np.sign(vt[0, np.argmax(np.abs(vt[0]))])
+    return s[0], sign * u[:, 0], sign * vt[0]
+
+
+def first_order_svd_vjp(a, xi, phi, psi):
+    """The cotangent of A for those of sigma, u and v, by four linear systems.
+
+    With B = A / sigma, P = I - B B^T and Q = I - B^T B, the solution of K [f; g] = [phi; psi] is
+    f = (x + y) / sigma, g = (z + w) / sigma for
+
+        P x = phi,    P y = B psi,    Q z = B^T phi,    Q w = psi.
+
+    P is singular along u and Q along v: all four are solved on the complements. What is left out
+    there, parts of f along u and of g along v, does not enter the two terms of the cotangent of A.
+    """
+    sigma, u, v = leading_triplet(a)
+    b = a / sigma
+    outside_u = np.eye(len(u)) - np.outer(u, u)
+    outside_v = np.eye(len(v)) - np.outer(v, v)
+    p = np.eye(len(u)) - b @ b.T + np.outer(u, u)
+    q = np.eye(len(v)) - b.T @ b + np.outer(v, v)
+    x, y = np.linalg.solve(p, outside_u @ np.array([phi, b @ psi]).T).T
+    z, w = np.linalg.solve(q, outside_v @ np.array([b.T @ phi, psi]).T).T
+    f, g = (x + y) / sigma, (z + w) / sigma
+    return xi * np.outer(u, v) + np.outer(outside_u @ f, v) + np.outer(u, outside_v @ g)

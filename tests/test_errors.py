@@ -9,6 +9,7 @@ import lowrank_jax as lrj
 
 ONES = np.ones((3, 4))
 ROW = np.ones(4)
+KEY = jax.random.key(0)
 PAIRS = lrj.SecantPairs(ONES, ONES)
 
 
@@ -18,6 +19,10 @@ def square(x):
 
 def operator():
     return lrj.SymmetricLowRank({"a": ONES}, np.eye(3))
+
+
+def rectangular():
+    return lrj.LowRank(ONES[:, :2], np.eye(3), ONES)
 
 
 CASES = {
@@ -282,12 +287,253 @@ CASES = {
     "a step of 0": (
         lambda: lrj.gradient_difference(square, step=0.0),
         ValueError,
-        "step must be in",
+        "step must be positive, got 0.0",
     ),
     "a form of directions that do not fit": (
         lambda: lrj.second_derivative(square)(ROW, ROW, ROW[:2]),
         ValueError,
         r"k must have the shape that x gives, \(4,\), got \(2,\)",
+    ),
+    "no probes": (lambda: lrj.lowrank_hessian(square, 0), ValueError, "probes must be at least 1"),
+    "probes of 2.0": (
+        lambda: lrj.lowrank_from_product(lrj.hvp(square), 2.0),
+        TypeError,
+        "probes must be a Python int, got 2.0",
+    ),
+    "no passes": (
+        lambda: lrj.lowrank_hessian_on_host(square, 1, passes=0),
+        ValueError,
+        "passes must be at least 1, got 0",
+    ),
+    "no batch": (
+        lambda: lrj.lowrank_hessian(square, 1, batch_size=0),
+        ValueError,
+        "batch_size must be at least 1, got 0",
+    ),
+    "a step below 0": (
+        lambda: lrj.lowrank_hessian_from_gradient(square, 1, step=-1.0),
+        ValueError,
+        "step must be positive, got -1.0",
+    ),
+    "a start of another number": (
+        lambda: lrj.lowrank_hessian(square, 2, start=ONES)(ROW, key=KEY),
+        ValueError,
+        "start must have a leading axis of probes, 2, got 3",
+    ),
+    "a start of another shape": (
+        lambda: lrj.lowrank_hessian(square, 3, start=ONES[:, :2])(ROW, key=KEY),
+        ValueError,
+        r"start must have the shape that x gives, \(3, 4\), got \(3, 2\)",
+    ),
+    "a key of 0": (
+        lambda: lrj.lowrank_hessian(square, 1)(ROW, key=0),
+        TypeError,
+        r"key must be a random key, such as jax.random.key\(0\), got 0",
+    ),
+    "several keys": (
+        lambda: lrj.top_eigenpair(square)(ROW, key=jax.random.split(KEY)),
+        ValueError,
+        r"key must be one random key, got an array of shape \(2,\)",
+    ),
+    "curvature at nothing": (
+        lambda: lrj.lowrank_from_product(lambda x, v: v, 2)({}, key=KEY),
+        ValueError,
+        "x must hold at least one array",
+    ),
+    "curvature at integers": (
+        lambda: lrj.lowrank_hessian(square, 1)(np.ones(4, int), key=KEY),
+        TypeError,
+        "x must be a real floating-point array, got dtype int",
+    ),
+    "a gradient that does not fit": (
+        lambda: lrj.lowrank_hessian_from_gradient(lambda x: x[:2], 1)(ROW, key=KEY),
+        ValueError,
+        r"grad_fn\(x\) must have the shape that x gives, \(4,\), got \(2,\)",
+    ),
+    "a gradient on the host of whole numbers": (
+        lambda: lrj.lowrank_hessian_on_host(lambda x: np.ones(4, int), 1)(ROW, key=KEY),
+        TypeError,
+        r"grad_fn\(x\) must be a real floating-point array, got dtype int",
+    ),
+    "the host under jit": (
+        lambda: jax.jit(lambda: lrj.lowrank_hessian_on_host(lambda x: x, 1)(ROW, key=KEY))(),
+        TypeError,
+        "cannot be traced by jit, vmap or grad, .* lowrank_hessian_from_gradient",
+    ),
+    "a product that does not fit": (
+        lambda: lrj.probe_pairs(lambda x, v: v[:2], 1)(ROW, key=KEY),
+        ValueError,
+        r"product\(x, v\) must have the shape that x gives, \(4,\), got \(2,\)",
+    ),
+    "a Gauss-Newton direction that does not fit": (
+        lambda: lrj.gauss_newton_product(lambda x, z: x, lambda z, t: jnp.sum(z))(
+            ROW, ROW[:2], None, None
+        ),
+        ValueError,
+        r"v must have the shape that x gives, \(4,\), got \(2,\)",
+    ),
+    "a Gauss-Newton model of whole numbers": (
+        lambda: lrj.gauss_newton_product(lambda x, z: (x, jnp.arange(3)), lambda z, t: z[0][0])(
+            ROW, ROW, None, None
+        ),
+        TypeError,
+        r"model\(x, inputs\)\[1\] must be a real floating-point array, got dtype int",
+    ),
+    "a Gauss-Newton loss that is not scalar": (
+        lambda: lrj.gauss_newton_product(lambda x, z: x, lambda z, t: z)(ROW, ROW, None, None),
+        ValueError,
+        r"loss must return a scalar, got shape \(4,\)",
+    ),
+    "a function without like": (
+        lambda: lrj.singular_triplet(lambda v: v),
+        TypeError,
+        "like must be a vector of the input space where a is a function",
+    ),
+    "like with a matrix": (
+        lambda: lrj.singular_triplet(ONES, like=ROW),
+        TypeError,
+        "like goes with a function a alone, got a ndarray",
+    ),
+    "a vector for a matrix": (
+        lambda: lrj.singular_triplet(ROW),
+        ValueError,
+        r"a must be a matrix with entries, got shape \(4,\)",
+    ),
+    "a matrix without entries": (
+        lambda: lrj.singular_triplet(ONES[:0]),
+        ValueError,
+        r"a must be a matrix with entries, got shape \(0, 4\)",
+    ),
+    "a complex matrix": (lambda: lrj.singular_triplet(ONES + 0j), TypeError, "a .* complex128"),
+    "the triplet of a symmetric operator": (
+        lambda: lrj.singular_triplet(lrj.fit(PAIRS)),
+        TypeError,
+        "a must be a matrix, a LowRank or a function, got a SymmetricLowRank",
+    ),
+    "the triplet of a product that is no vector": (
+        lambda: lrj.singular_triplet(lambda v: 1, like=ROW),
+        TypeError,
+        r"a\(v\) must be a real floating-point array, got dtype int",
+    ),
+    "a like without entries": (
+        lambda: lrj.singular_triplet(lambda v: v, like={}),
+        ValueError,
+        "like must have at least one entry, got {}",
+    ),
+    "the top eigenpair of a loss that is not scalar": (
+        lambda: lrj.top_eigenpair(lambda x: x)(ROW, key=KEY),
+        ValueError,
+        r"loss must return a scalar, got shape \(4,\)",
+    ),
+    "the top eigenpair at no entries": (
+        lambda: lrj.top_eigenpair(square)(ROW[:0], key=KEY),
+        ValueError,
+        r"x must have at least one entry, got \(0,\)",
+    ),
+    "a stack for one vector of LowRank": (
+        lambda: rectangular() @ ONES,
+        ValueError,
+        r"v must .* a right row of the operator .*use jax.vmap\(A.mv\)",
+    ),
+    "whole numbers for a vector of LowRank": (
+        lambda: rectangular() @ np.ones(4, int),
+        TypeError,
+        "v must be a real floating-point array, got dtype int",
+    ),
+    "a LowRank of rank 2.0": (
+        lambda: rectangular().truncate(2.0),
+        TypeError,
+        "rank must be a Python int, got 2.0",
+    ),
+    "a LowRank of rank -1": (
+        lambda: rectangular().truncate(-1),
+        ValueError,
+        "rank must be at least 0, got -1",
+    ),
+    "a row out of range": (
+        lambda: lrj.skeleton(ONES, [0, 3], [0]),
+        ValueError,
+        r"rows must be in \[0, 3\), got 3",
+    ),
+    "a negative column": (
+        lambda: lrj.skeleton(ONES, [0], [-1]),
+        ValueError,
+        r"cols must be in \[0, 4\), got -1",
+    ),
+    "indices that are not integers": (
+        lambda: lrj.skeleton(ONES, [0.0], [0]),
+        TypeError,
+        "rows must be integers, got dtype",
+    ),
+    "a single index": (
+        lambda: lrj.skeleton(ONES, 0, [0]),
+        ValueError,
+        "rows must have one axis",
+    ),
+    "an rtol of 2": (
+        lambda: lrj.skeleton(ONES, [0], [0], rtol=2),
+        ValueError,
+        r"rtol must be in \[0, 1\], got 2",
+    ),
+    "the cross of a tree": (
+        lambda: lrj.cross({"a": ONES}, 2),
+        TypeError,
+        "a must be a matrix or two functions",
+    ),
+    "one function for two": (
+        lambda: lrj.cross((len,), 2),
+        TypeError,
+        "a must be a matrix or two functions",
+    ),
+    "the cross of a vector": (
+        lambda: lrj.cross(ROW, 2),
+        ValueError,
+        r"a must be a matrix .* got shape \(4,\)",
+    ),
+    "the cross of whole numbers": (
+        lambda: lrj.cross(ONES.astype(int), 2),
+        TypeError,
+        "a must be a real floating-point array, got dtype int",
+    ),
+    "a row of whole numbers": (
+        lambda: lrj.cross((lambda i: jnp.ones(4, int), lambda j: jnp.ones(3)), 2),
+        TypeError,
+        "row must return a real floating-point array",
+    ),
+    "a row of two axes": (
+        lambda: lrj.cross((lambda i: jnp.ones((3, 4)), lambda j: jnp.ones(3)), 2),
+        ValueError,
+        r"row must return an array of one axis, got shape \(3, 4\)",
+    ),
+    "a negative rank of a cross": (
+        lambda: lrj.cross(ONES, -1),
+        ValueError,
+        "rank must be at least 0, got -1",
+    ),
+    "no probes of a Jacobian": (
+        lambda: lrj.lowrank_jacobian(jnp.sin, 0),
+        ValueError,
+        "probes must be at least 1, got 0",
+    ),
+    "probes of a Jacobian of 2.0": (
+        lambda: lrj.lowrank_jacobian(jnp.sin, 2.0),
+        TypeError,
+        "probes must be a Python int, got 2.0",
+    ),
+    "an integer function": (
+        lambda: lrj.lowrank_jacobian(lambda x: (x, jnp.argmax(x)), 2)(ROW, key=KEY),
+        TypeError,
+        r"f\(x\)\[1\] must be a real floating-point array",
+    ),
+    "a function of no value": (
+        lambda: lrj.lowrank_jacobian(lambda x: (), 2)(ROW, key=KEY),
+        ValueError,
+        r"f\(x\) must hold at least one array",
+    ),
+    "a Jacobian at integers": (
+        lambda: lrj.lowrank_jacobian(jnp.sin, 2)(np.ones(3, int), key=KEY),
+        TypeError,
+        "x must be a real floating-point array, got dtype int",
     ),
     "a diagnosis of something else": (
         lambda: lrj.diagnose(np.eye(4), PAIRS),

@@ -9,9 +9,10 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     {"_checks", "_losses", "_spectral"},
     {"_frames"},
-    {"pairs", "products", "symmetric"},
-    {"secant"},
-    {"hessian", "quadratic", "quality"},
+    {"pairs", "products", "rectangular", "symmetric"},
+    {"jacobian", "leading", "probe", "secant", "skeleton"},
+    {"hessian", "quality"},
+    {"quadratic"},
     {"__init__"},
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
-FIGURES = {"01_quickstart": "quickstart.png", "02_matrix_calculus": "matrix_calculus.png"}
+FIGURES = {
+    "01_quickstart": "quickstart.png",
+    "02_matrix_calculus": "matrix_calculus.png",
+    "03_curvature_at_a_point": "curvature_at_a_point.png",
+}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

@@ -281,3 +281,4 @@ def test_repr_tells_shape_factors_and_dtype(rng):
     assert repr(h) == "SymmetricLowRank(shape=(7, 7), factors=4, dtype=float64)"
     axes = jax.tree.unflatten(jax.tree.structure(h), [0] * 4)
     assert "core=0" in repr(axes)
+    assert "float64" in repr(jax.tree.map(lambda leaf: leaf.dtype, h))

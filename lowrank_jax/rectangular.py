@@ -1,0 +1,174 @@
+"""The rectangular operator: a matrix of low rank between two spaces of pytrees."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lowrank_jax import _checks, _frames
+from lowrank_jax._spectral import after, product, svd
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False, repr=False)
+class LowRank:
+    """A p x m matrix of low rank, `A = L^T K R`, that is never formed.
+
+    A maps vectors of an input space, pytrees of m numbers in all, to those of an output space, of
+    p numbers. The rows of L are `left`, a pytree whose leaves have a leading axis k and then
+    the shapes of the output space; the rows of R are `right`, leading axis l and the shapes of
+    the input space. The product is `A v = L^T (K (R v))`.
+
+    The operator is a pytree: it goes through `jit`, `vmap`, `grad`, `scan`. Where `vmap`
+    has made a batch of operators, use them under `vmap` as well. The methods are jitted.
+
+    Attributes:
+      left: the rows of L: a pytree whose leaves have a leading axis k.
+      core: K, (k, l).
+      right: the rows of R: a pytree whose leaves have a leading axis l.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> a = LowRank(jnp.array([[0.0, 1.0]]), jnp.array([[2.0]]), jnp.array([[3.0, 0.0, 4.0]]))
+      >>> a
+      LowRank(shape=(2, 3), core=(1, 1), dtype=float32)
+      >>> (a @ jnp.ones(3)).tolist(), (a.T @ jnp.ones(2)).tolist()
+      ([0.0, 14.0], [6.0, 0.0, 8.0])
+      >>> u, s, v = a.svd()
+      >>> [round(x, 4) for x in s.tolist()]
+      [10.0]
+    """
+
+    left: Any
+    core: jax.Array
+    right: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(p, m), after the axes that `vmap` has added."""
+        batch = self.core.ndim - 2
+        p, m = (
+            sum(math.prod(leaf.shape[batch + 1 :]) for leaf in jax.tree.leaves(rows))
+            for rows in (self.left, self.right)
+        )
+        return (*self.core.shape[:batch], p, m)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype to which the leaves of left and right promote, that of `to_dense()`."""
+        return _frames.common_dtype((self.left, self.right))
+
+    @property
+    def T(self) -> "LowRank":
+        """The transpose, from the output space to the input space."""
+        return LowRank(self.right, jnp.swapaxes(self.core, -1, -2), self.left)
+
+    def __repr__(self) -> str:
+        if getattr(self.core, "ndim", 0) < 2:  # a pytree of something else than arrays
+            return f"LowRank(left={self.left!r}, core={self.core!r}, right={self.right!r})"
+        core = self.core.shape[-2:]
+        return f"LowRank(shape={self.shape}, core={core}, dtype={self.dtype})"
+
+    @jax.jit
+    def mv(self, v: Any) -> Any:
+        """`A v` for one vector, `L^T (K (R v))`; the leaves have the dtypes of `left`.
+
+        A stack of vectors goes through `jax.vmap(A.mv)`.
+
+        Raises:
+          TypeError: for leaves of v that are not real floating-point arrays.
+          ValueError: where v does not have the structure and shapes of one row of `right`.
+        """
+        _checks.single(self.core)
+        v = _checks.vector(v, "v")
+        try:
+            _checks.like(v, "v", self.right, "a right row of the operator", pattern_lead=1)
+        except ValueError as error:
+            raise ValueError(f"{error}; for a stack of vectors use jax.vmap(A.mv)") from None
+        dtype = _frames.compute_dtype((self.left, self.core, self.right))
+        coordinates = _frames.gram(self.right, _frames.cast_like(v, self.right)).astype(dtype)
+        return _frames.combine(product(self.core.astype(dtype), coordinates), self.left)
+
+    __matmul__ = mv
+
+    @jax.jit
+    def to_dense(self) -> jax.Array:
+        """The (p, m) matrix, both sides in the order of `jax.flatten_util.ravel_pytree`."""
+        _checks.single(self.core)
+        left, core, right = _frames.widen((self.left, self.core, self.right))
+        return product(_matrix(left).T, core, _matrix(right)).astype(self.dtype)
+
+    @jax.jit
+    def svd(self) -> tuple[Any, jax.Array, Any]:
+        """Singular triplets, `A = sum_i s_i u_i v_i^T`: rows u, s (r,) descending, rows v.
+
+        r = min(k, l); u and v are pytrees with leading axis r, of the output and of the input
+        space. Their rows are orthonormal where the singular value is not zero; where it is zero
+        to rounding, it is exactly 0 and both rows are zero. They are defined up to one
+        sign for each pair, and differentiate only where nonzero singular values are distinct.
+        """
+        left, core, right, exponent = self._balanced()
+        p = _frames.frame(left)
+        one = after(jnp.ones(core.shape[1], core.dtype), lax.stop_gradient(p.coordinates))
+        q = _frames.frame(_frames.scale(one, right))
+        small = product(p.coordinates.T, core, q.coordinates)
+        terms = product(jnp.abs(p.coordinates.T), jnp.abs(core), jnp.abs(q.coordinates))
+        eps = jnp.finfo(core.dtype).eps
+        noise = 2 * math.sqrt(max(core.shape)) * eps * jnp.max(terms, initial=0)
+        u, s, v = svd(small)
+        zero = s <= lax.stop_gradient(noise)
+        u, v = (jnp.where(zero[None, :], 0, x) for x in (u, v))
+        u = _frames.cast_like(_frames.combine(u.T, p.rows), self.left)
+        v = _frames.cast_like(_frames.combine(v.T, q.rows), self.right)
+        return u, _frames.shift(jnp.where(zero, 0, s), exponent), v
+
+    def truncate(self, rank: int) -> "LowRank":
+        """The nearest operator of that rank: the `rank` largest singular triplets.
+
+        It stores `rank` rows on each side, zero rows where A has fewer singular values, and
+        differentiates only where the nonzero singular values are distinct.
+
+        Raises:
+          TypeError: for a rank that is not a Python int.
+          ValueError: for a negative rank.
+        """
+        _checks.count(rank, "rank", 0)
+        return self._truncate(rank)
+
+    @partial(jax.jit, static_argnums=1)
+    def _truncate(self, rank):
+        u, s, v = self.svd()
+        missing = max(rank - len(s), 0)
+
+        def fit_rows(x):
+            return jnp.pad(x[:rank], [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+
+        left, right = jax.tree.map(fit_rows, (u, v))
+        return LowRank(left, jnp.diag(fit_rows(s)), right)
+
+    def _balanced(self):
+        """Both sides and the core scaled by powers of two, and the exponent that A is left with.
+
+        The exponents are added before any product is taken: of a huge side, a tiny core and
+        another huge side no two need have a product within range.
+        """
+        _checks.single(self.core)
+        left, core, right = _frames.widen((self.left, self.core, self.right))
+        row_size, column_size = _frames.peaks(left), _frames.peaks(right)
+        sides = _frames.exponent(row_size)[:, None] + _frames.exponent(column_size)[None, :]
+        entries = jnp.where(core == 0, -(2**20), _frames.exponent(jnp.abs(core)) + sides)
+        largest = jnp.max(entries, initial=-(2**20))
+        largest = jnp.where(largest == -(2**20), 0, largest)
+        left = _frames.scale(1 / _frames.power_of_two(row_size), left)
+        right = _frames.scale(1 / _frames.power_of_two(column_size), right)
+        return left, _frames.shift(core, sides - largest), right, largest
+
+
+def _matrix(rows: Any) -> jax.Array:
+    """The rows as one matrix."""
+    leaves = jax.tree.leaves(rows)
+    return jnp.concatenate([x.reshape(x.shape[0], math.prod(x.shape[1:])) for x in leaves], axis=1)
