@@ -142,3 +142,15 @@ def first_order_svd_vjp(a, xi, phi, psi):
     z, w = np.linalg.solve(q, outside_v @ np.array([b.T @ phi, psi]).T).T
     f, g = (x + y) / sigma, (z + w) / sigma
     return xi * np.outer(u, v) + np.outer(outside_u @ f, v) + np.outer(u, outside_v @ g)
+
+
+def lanczos(product, start, depth):
+    """Orthonormal rows Q of a Krylov space and Q H Q^T, with full reorthogonalisation."""
+    rows, images, v = np.zeros((0, len(start))), [], np.asarray(start, float)
+    for _ in range(depth):
+        for _ in range(2):
+            v = v - rows.T @ (rows @ v)
+        rows = np.concatenate([rows, v[None] / np.linalg.norm(v)])
+        v = np.asarray(product(rows[-1]), float)
+        images.append(v)
+    return rows, rows @ np.transpose(images)

@@ -1,4 +1,4 @@
-"""What runs under JAX's own settings, in processes of their own: docstrings, float32 checks."""
+"""What runs with double precision off, in processes of their own: docstrings, float32 checks."""
 
 import os
 import subprocess

@@ -7,6 +7,7 @@ import lowrank_jax as lrj
 from tests import draws, reference
 
 DIM, SEEDS = 200, 20
+pytestmark = pytest.mark.usefixtures("fully_compiled")
 
 
 def errors_and_ranks(spectrum, n, cond, extrapolate):

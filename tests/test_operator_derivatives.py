@@ -21,10 +21,12 @@ def test_derivatives_of_methods(rng):
     factors, core = rng.normal(size=(4, 7)), draws.symmetric(rng, 4)
     v = rng.normal(size=7)
 
+    @jax.jit
     def smooth(factors, core):
         h = lrj.SymmetricLowRank(factors, (core + core.T) / 2)
         return h @ v, h.trace(), h.frobenius_norm(), h.bilinear(v, v**2)
 
+    @jax.jit
     def spectral(factors, core):
         h = lrj.SymmetricLowRank(factors, (core + core.T) / 2)
         return h.eigenvalues(), h.truncate(2) @ v
@@ -72,28 +74,30 @@ def repeated_eigenvalues(rng):
 POINTS = [generic, fitted_identity, fitted_low_rank, more_than_dim, repeated_eigenvalues]
 
 
+@jax.jit
+def functions(factors, core, v, damping, c):
+    h = symmetric(factors, core)
+    wave = h.map_spectrum(lambda x: jnp.sin(c * x))
+    drawn = h.sample(jax.random.key(0), damping)
+    return h.solve(v, damping), h.logdet(damping), h.diagonal(), wave @ v, drawn
+
+
 @pytest.mark.parametrize("draw", POINTS)
 def test_derivatives_of_functions_of_the_operator(rng, draw):
     factors, core = draw(rng)
-
-    @jax.jit
-    def functions(factors, core, v, damping, c):
-        h = symmetric(factors, core)
-        wave = h.map_spectrum(lambda x: jnp.sin(c * x))
-        drawn = h.sample(jax.random.key(0), damping)
-        return h.solve(v, damping), h.logdet(damping), h.diagonal(), wave @ v, drawn
 
     args = factors, core, V, np.float64(60.0), np.float64(0.7)
     check_grads(functions, args, order=1, rtol=1e-5, atol=1e-5)
 
 
+@jax.jit
+def absolute(factors, core):
+    return symmetric(factors, core).map_spectrum(jnp.abs) @ V
+
+
 @pytest.mark.parametrize("draw", [generic, fitted_identity, more_than_dim, repeated_eigenvalues])
 def test_derivatives_of_the_absolute_value_at_constant_rank_or_away_from_zero(rng, draw):
     factors, core = draw(rng)
-
-    @jax.jit
-    def absolute(factors, core):
-        return symmetric(factors, core).map_spectrum(jnp.abs) @ V
 
     # Small steps: one that adds to the rank adds eigenvalues of its square.
     check_grads(absolute, (factors, core), order=1, rtol=1e-5, atol=1e-5, eps=1e-6)
