@@ -131,7 +131,7 @@ def _data(z):
 
 
 def test_the_default_step_is_near_the_best_one_at_all_scales(rng):
-    """Of 24 problems whose x, gradients and curvature differ in scale by 1e6 and more."""
+    """For 24 problems, ten points each, of scales of x, gradients and curvature 1e6 apart."""
     v = rng.normal(size=(8, 10))
 
     def errors(shape, units, size, slope, x):
@@ -155,8 +155,11 @@ def test_the_default_step_is_near_the_best_one_at_all_scales(rng):
         of_units = jax.jit(partial(errors, shape))
         for unit, size, slope, spread in UNITS:
             units = unit * np.geomspace(spread**-0.5, spread**0.5, 10)
-            x = np.float32(units * rng.normal(size=10))
-            found, others = of_units(units, np.array(size), np.array(slope), x)
-            ratios.append(float(found / np.nanmin(others)))
+            of_points = []
+            for _ in range(10):
+                x = np.float32(units * rng.normal(size=10))
+                found, others = of_units(units, np.array(size), np.array(slope), x)
+                of_points.append(found / np.nanmin(others))
+            ratios.append(np.median(of_points))
     assert np.median(ratios) < 1.5, ratios
     assert np.mean(np.array(ratios) < 5) > 0.7, ratios
