@@ -1,5 +1,6 @@
 """Low-rank Hessians from gradients: curvature for JAX without a second derivative."""
 
+from lowrank_jax.batches import mean_gradient
 from lowrank_jax.hessian import (
     lowrank_from_product,
     lowrank_hessian,
@@ -66,6 +67,7 @@ __all__ = [
     "lowrank_hessian_from_gradient",
     "lowrank_hessian_on_host",
     "lowrank_jacobian",
+    "mean_gradient",
     "probe_pairs",
     "quadratic_model",
     "quadratic_model_at",

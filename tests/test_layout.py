@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     {"_checks", "_losses", "_spectral"},
     {"_frames"},
-    {"pairs", "products", "rectangular", "symmetric"},
+    {"batches", "pairs", "products", "rectangular", "symmetric"},
     {"jacobian", "leading", "probe", "secant", "skeleton"},
     {"hessian", "quality"},
     {"quadratic"},
