@@ -1,5 +1,6 @@
 """Low-rank Hessians from gradients: curvature for JAX without a second derivative."""
 
+from lowrank_jax import history, optim
 from lowrank_jax.batches import mean_gradient
 from lowrank_jax.hessian import (
     lowrank_from_product,
@@ -61,6 +62,7 @@ __all__ = [
     "from_first",
     "gauss_newton_product",
     "gradient_difference",
+    "history",
     "hvp",
     "lowrank_from_product",
     "lowrank_hessian",
@@ -68,6 +70,7 @@ __all__ = [
     "lowrank_hessian_on_host",
     "lowrank_jacobian",
     "mean_gradient",
+    "optim",
     "probe_pairs",
     "quadratic_model",
     "quadratic_model_at",

@@ -162,6 +162,22 @@ def plus(v: Any, t: jax.Array, w: Any) -> Any:
     return jax.tree.map(leaf_plus, v, w)
 
 
+def minus(v: Any, w: Any) -> Any:
+    """`v - w`, each leaf in float32 at least: the difference of close numbers keeps its digits."""
+
+    def leaf_minus(x, y):
+        wide = wider(x.dtype, y.dtype, jnp.float32)
+        return x.astype(wide) - y.astype(wide)
+
+    return jax.tree.map(leaf_minus, v, w)
+
+
+def finite(tree: Any) -> jax.Array:
+    """Whether every entry is finite."""
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.logical_and, leaves)
+
+
 def reject(v: Any, basis: Any) -> Any:
     """What is left of one vector outside the span of orthonormal rows, `v - Q^T Q v`.
 

@@ -280,7 +280,7 @@ def _centered(points, grads):
 
     steps, grad_diffs = from_mean(points), from_mean(grads)
     steps = _frames.scale(_resolved(steps, points), steps)
-    return _rounded(steps, grad_diffs, points, grads, _largest(points), _largest(grads))
+    return rounded(steps, grad_diffs, points, grads, _largest(points), _largest(grads))
 
 
 @jax.jit
@@ -288,19 +288,19 @@ def _anchored(points, grads, anchor, anchor_grad):
     steps, grad_diffs = _differences(points, anchor), _differences(grads, anchor_grad)
     size = jnp.maximum(_largest(points), _frames.norm(anchor))
     grad_size = jnp.maximum(_largest(grads), _frames.norm(anchor_grad))
-    return _rounded(steps, grad_diffs, points, grads, size, grad_size)
+    return rounded(steps, grad_diffs, points, grads, size, grad_size)
 
 
 @jax.jit
 def _successive(points, grads):
     def forward(rows):
-        return jax.tree.map(lambda x: _difference(x[1:], x[:-1]), rows)
+        return _frames.minus(_rest(rows), jax.tree.map(lambda x: x[:-1], rows))
 
     steps, grad_diffs = forward(points), forward(grads)
-    return _rounded(steps, grad_diffs, points, grads, _largest(points), _largest(grads))
+    return rounded(steps, grad_diffs, points, grads, _largest(points), _largest(grads))
 
 
-def _rounded(steps, grad_diffs, points, grads, size, grad_size):
+def rounded(steps, grad_diffs, points, grads, size, grad_size):
     """The pairs in the dtypes of the points, with their rounding.
 
     `size` and `grad_size` are the norms of the largest point and gradient that took part.
@@ -337,13 +337,8 @@ def _largest(rows):
     return jnp.max(_frames.norms(rows), initial=0)
 
 
-def _difference(x, y):
-    wide = _frames.wider(x.dtype, jnp.float32)
-    return x.astype(wide) - y.astype(wide)
-
-
 def _differences(rows, one):
-    return jax.tree.map(lambda x, a: _difference(x, a[None]), rows, one)
+    return _frames.minus(rows, jax.tree.map(lambda a: a[None], one))
 
 
 def _first(rows):

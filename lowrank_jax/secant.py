@@ -103,23 +103,17 @@ def _fit(
     steps: Any, grad_diffs: Any, extrapolate: Any, rtol: Any, *, least_norm: bool
 ) -> SymmetricLowRank:
     s, y = _frames.widen((steps, grad_diffs))
-    n = _frames.length(s)
     eps = _frames.resolution(steps)
     basis = _frames.orthonormal(s, eps=eps, rtol=rtol)
     q = basis.rows
-
-    # In units of a power of two, so that P P^T keeps its digits and an H of any size fits.
-    y_peaks = _frames.peaks(y)
-    s_peaks = _frames.peaks(s)
-    unit = _frames.power_of_two(jnp.max(jnp.where(s_peaks > 0, y_peaks * basis.scale, 0)))
-    weights = basis.scale / unit
-    z = _frames.combine(basis.transform * weights[None, :], y)
+    unit, valid = unit_and_validity(basis.scale, s, y)
+    z = _frames.combine(basis.transform * (basis.scale / unit)[None, :], y)
     a = _frames.gram(z, q)
     m = symmetrize(a)
     p = jax.tree.map(jnp.subtract, z, _frames.combine(a, q))
 
     if least_norm:
-        v, c = jnp.eye(n, dtype=m.dtype), jnp.zeros_like(m)
+        v, c = jnp.eye(len(m), dtype=m.dtype), jnp.zeros_like(m)
     else:
         # A kept w may be mere noise where H has low rank, and then P is noise along its
         # eigenvector: rotated into eigenvectors first, 1 / w meets that and nothing larger.
@@ -128,11 +122,18 @@ def _fit(
         m_v, rank = symmetrize(product(v.T, m, v)), jnp.sum(basis.kept)
         c = masked_inverse(_extrapolated, m_v, _frames.gram(p, p), rank, extrapolate, eps)
     core = unit * jnp.block([[m, v], [v.T, c]])
-    valid = jnp.all(jnp.isfinite(s_peaks) & jnp.isfinite(y_peaks) & (weights > 0))
     valid &= (extrapolate >= 0) & (extrapolate <= 1) & (rtol >= 0) & (rtol <= 1)
     core = core * jnp.where(valid, 1, jnp.nan).astype(core.dtype)
     factors = jax.tree.map(lambda top, bottom: jnp.concatenate([top, bottom]), q, p)
     return SymmetricLowRank(_frames.cast_like(factors, steps), core)
+
+
+def unit_and_validity(scale: jax.Array, steps: Any, grad_diffs: Any) -> tuple:
+    """A power of two near |H|, so that Z Z^T keeps its digits, and whether all pairs are finite."""
+    s_peaks, y_peaks = _frames.peaks(steps), _frames.peaks(grad_diffs)
+    unit = _frames.power_of_two(jnp.max(jnp.where(s_peaks > 0, y_peaks * scale, 0)))
+    valid = jnp.all(jnp.isfinite(s_peaks) & jnp.isfinite(y_peaks) & (scale / unit > 0))
+    return unit, valid
 
 
 def _extrapolated(w, v, pp, rank, extrapolate, eps):

@@ -1,0 +1,123 @@
+"""The quasi-Newton direction that the pairs of a trajectory give.
+
+In an orthonormal basis Q of their steps S the pairs say `Q H = Z = A Q + P`, see `secant`. On a
+trajectory they are of unequal worth: the newest were measured where the trajectory is. With
+R = S Q^T, rows of unit length, and weights that halve with each pair's age,
+`W = R^T diag(weights) R`, the symmetric M that minimises `sum_i weight_i |r_i (M - A)|^2` solves
+
+    W M + M W = W A + A^T W:    M_ij = (l_i A_ij + l_j A_ji) / (l_i + l_j)
+
+in the eigenvectors of W, with its eigenvalues l: of two measurements of one number, the one
+along the better-measured direction counts more. What it misses, E = M - A, is zero on a quadratic
+and elsewhere says how far the pairs contradict each other. With `M = V diag(w) V^T` and q_i,
+p_i, e_i the rows of V^T Q, V^T P, V^T E, the model of the Hessian is
+
+    B = sum_i d_i h_i h_i^T + c (I - Q^T Q),
+    d_i = |w_i| + min(|e_i|, c),    h_i = q_i + sign(w_i) p_i / d_i.
+
+Where w > 0 and E = 0 it is the block BFGS update of c I, with `B s_i = y_i`. It is positive
+definite whatever the signs of w, and its inverse needs no further factorization: B x = g for
+
+    u = (g - sum_i (g.q_i) h_i) / c,    x = u + sum_i ((g.q_i) - sign(w_i) (p_i.u)) / d_i q_i.
+
+The halving, what E adds to d and the value of c are heuristics, chosen by measurement.
+
+Source: Schnabel, Quasi-Newton methods using multiple secant equations, report CU-CS-247-83
+(1983), for the block update; Dauphin et al., Identifying and attacking the saddle point problem,
+NeurIPS 2014, for the magnitude of negative curvature.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lowrank_jax import _frames
+from lowrank_jax._spectral import eigh, product, reciprocal, symmetrize
+from lowrank_jax.secant import unit_and_validity
+
+
+@jax.jit
+def direction(steps: Any, grad_diffs: Any, age: jax.Array, grad: Any, damping: Any) -> Any:
+    """`B^-1 g` of this module's text, in the dtypes of g.
+
+    Args:
+      steps: n rows; zero rows count for nothing.
+      grad_diffs: n rows.
+      age: (n,), 0 for the newest pair.
+      grad: the vector g.
+      damping: None, or a number in place of c and of every `min(|e_i|, c)`.
+    """
+    s, y, g = (_frames.widen(tree) for tree in (steps, grad_diffs, grad))
+    eps = _frames.resolution(steps)
+    basis = _frames.orthonormal(s, eps=eps)
+    q = basis.rows
+    unit, _ = unit_and_validity(basis.scale, s, y)
+    r = _frames.gram(_frames.scale(basis.scale, s), q)
+    size = jnp.linalg.norm(r, axis=1)
+    r = r * reciprocal(size)[:, None]
+    transform, quality = _weighted(basis.transform * size[None, :], r, basis.kept, age)
+    z = _frames.combine(transform * (basis.scale * reciprocal(size) / unit)[None, :], y)
+    a = _frames.gram(z, q)
+    m = _symmetric(a, *quality)
+
+    w, v = eigh(m)
+    p = _frames.minus(z, _frames.combine(a, q))
+    q, p = _frames.combine(v.T, q), _frames.combine(v.T, p)
+    outside = _frames.norms(p)
+    top = jnp.max(jnp.hypot(w, outside))
+    if damping is None:
+        first = jnp.maximum(_frames.norm(g), 1) / unit
+        newest = r[jnp.argmin(age)]
+        c = _complement(newest, product(newest, a, newest), z, top, first)
+        noise = jnp.minimum(jnp.linalg.norm(product(v.T, m - a), axis=1), c)
+    else:
+        noise = c = damping / unit
+
+    # |p_i|^2 <= w_i |H| for H of one sign: a smaller |w_i| is a zero crossing, or noise.
+    least = jnp.maximum(outside**2 * reciprocal(top), len(w) * eps * top)
+    d = jnp.maximum(jnp.abs(w), least) + noise
+    d = jnp.where(d > 0, d, c)
+    slant = jnp.where(jnp.abs(w) >= least, jnp.sign(w), 0) / d
+
+    g = jax.tree.map(lambda x: x / unit, g)
+    inside = _frames.gram(q, g)
+    u = _frames.reject(g, q)
+    u = jax.tree.map(jnp.subtract, u, _frames.combine(slant * inside, p))
+    u = jax.tree.map(lambda x: x / c, _frames.reject(u, q))
+    x = _frames.combine(inside / d - slant * _frames.gram(p, u), q)
+    return _frames.cast_like(jax.tree.map(jnp.add, x, u), grad)
+
+
+def _weighted(transform, r, kept, age):
+    """The transform T of weighted least squares, `r Z = Y`, and the eigendecomposition of W.
+
+    Where no row depends on others, `r T = I` and every weight gives the same T.
+    """
+    weighted = r.T * jnp.exp2(-age.astype(r.dtype))[None, :]
+    quality, v = eigh(symmetrize(product(weighted, r)))
+    known = quality > len(r) * jnp.finfo(r.dtype).eps * quality[-1]
+    inverse = jnp.where(known, reciprocal(jnp.where(known, quality, 0)), 0)
+    solve = product(v * inverse[None, :], v.T, weighted)
+    dependent = jnp.sum(kept) < jnp.sum(jnp.any(r != 0, axis=1))
+    missed = jnp.where(dependent, jnp.eye(len(r), dtype=r.dtype) - product(r, transform), 0)
+    return transform + product(solve, missed), (quality, v)
+
+
+def _symmetric(a, quality, v):
+    """The M of this module's text."""
+    # Where nothing was measured, both sides count alike.
+    quality = jnp.maximum(quality, jnp.finfo(a.dtype).eps ** 2)[:, None]
+    a = quality * product(v.T, a, v)
+    return symmetrize(product(v, (a + a.T) / (quality + quality.T), v.T))
+
+
+def _complement(newest, slope, z, top, first):
+    """The curvature c of what no step has measured: `y.y / |s.y|` of the newest pair.
+
+    It is at most the largest curvature measured, and |g| before any was, so that the first
+    step is no longer than 1.
+    """
+    y = _frames.norm(_frames.combine(newest, z))
+    measured = jnp.where(slope == 0, top, jnp.minimum(y * y * reciprocal(jnp.abs(slope)), top))
+    return jnp.where(measured > 0, measured, first)

@@ -1,0 +1,187 @@
+"""The secant pairs of a trajectory, in a ring buffer of fixed size.
+
+A training run computes points and gradients anyway. `push` makes the step between each two a
+pair, in a state of fixed shapes: a pytree to carry through `jax.lax.scan`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lowrank_jax import _checks, _frames
+from lowrank_jax.pairs import SecantPairs, rounded
+
+
+class History(NamedTuple):
+    """The last `size` pairs of a trajectory and its last point.
+
+    Attributes:
+      steps: the ring of steps, leaves with a leading axis `size`; unused rows are zero.
+      grad_diffs: the ring of gradient differences; pair k is in row `k % size`.
+      norms: (size, 2), of the larger point and the larger gradient of each pair.
+      params: the last point.
+      grads: the gradient there.
+      points: how many different points were taken up, one more than pairs.
+      skipped: how many pushes were left out, as they were not finite.
+    """
+
+    steps: Any
+    grad_diffs: Any
+    norms: jax.Array
+    params: Any
+    grads: Any
+    points: jax.Array
+    skipped: jax.Array
+
+
+def init(params: Any, size: int) -> History:
+    """An empty history for points like `params`.
+
+    It takes the memory of 2 `size` + 2 points.
+
+    Args:
+      params: a pytree; only its structure, shapes, dtypes and shardings matter.
+      size: how many pairs are kept.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays, or a size that is not a
+        Python int.
+      ValueError: for no leaves, or a size below 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> pairs(init(jnp.ones(3), size=2)).steps
+      Array([[0., 0., 0.],
+             [0., 0., 0.]], dtype=float32)
+    """
+    params = _checks.point(params, "params")
+    _checks.count(size, "size", 1)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    ring = jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape)), zero)
+    norms = jnp.zeros((size, 2), _frames.compute_dtype(params))
+    none = jnp.zeros((), jnp.int32)
+    return History(ring, ring, norms, zero, zero, none, none)
+
+
+def push(history: History, params: Any, grads: Any) -> History:
+    """The history with one more point: the step to it joins the pairs, the oldest one leaves.
+
+    Both gradients of a pair should be of one loss. Where each is of a batch of its own, their
+    difference is mostly the noise between the batches, which grows over the step as steps
+    shrink: the Hessian that it seems to show is too large, indefinite, and another at every
+    push. So push the new batch's gradient at the *old* point first: at an unchanged point a
+    push forms no pair, and only the gradient is replaced.
+
+        history = push(history, old_params, gradient(old_params, batch))
+        history = push(history, params, gradient(params, batch))
+
+    A point or gradient that is not finite (or whose difference is not) changes nothing but the
+    count `skipped`; the next pair then spans two steps.
+
+    Args:
+      history: from `init` or `push`.
+      params: the point.
+      grads: the gradient there, of the same structure; taken in the dtypes of the history.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays.
+      ValueError: for structures or shapes that differ from the history's.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> history = init(jnp.ones(2), size=3)
+      >>> for x in ([1.0, 0.0], [3.0, 0.0], [3.0, 1.0]):
+      ...     history = push(history, jnp.array(x), 2 * jnp.array(x))
+      >>> pairs(history).grad_diffs
+      Array([[0., 0.],
+             [4., 2.],
+             [0., 2.]], dtype=float32)
+    """
+    new = []
+    for tree, name in ((params, "params"), (grads, "grads")):
+        tree = _checks.vector(tree, name)
+        _checks.like(tree, name, history.params, "the history")
+        new.append(_frames.cast_like(tree, history.params))
+    return _push(history, *new)
+
+
+@jax.jit
+def _push(history, params, grads):
+    step = _frames.minus(params, history.params)
+    grad_diff = _frames.minus(grads, history.grads)
+    finite = _frames.finite((params, grads, step, grad_diff))
+    first = history.points == 0
+    moved = first | (_frames.norm(step) > 0)
+    index = (history.points - 1) % len(history.norms)
+
+    def write(ring, row):
+        old = lax.dynamic_index_in_dim(ring, index, keepdims=False)
+        row = jnp.where(finite & moved & ~first, row, old)
+        return lax.dynamic_update_index_in_dim(ring, row, index, 0)
+
+    def last(new, old):
+        return jnp.where(finite, new, old)
+
+    ends = ((history.params, params), (history.grads, grads))
+    norms = jnp.stack([jnp.maximum(*map(_frames.norm, pair)) for pair in ends])
+    return History(
+        jax.tree.map(write, history.steps, step),
+        jax.tree.map(write, history.grad_diffs, grad_diff),
+        write(history.norms, norms),
+        jax.tree.map(last, params, history.params),
+        jax.tree.map(last, grads, history.grads),
+        history.points + (finite & moved).astype(jnp.int32),
+        history.skipped + (~finite).astype(jnp.int32),
+    )
+
+
+def pairs(history: History) -> SecantPairs:
+    """The steps from each earlier point to the last one, `size` pairs, the longest way first.
+
+    Pair k is the sum of all pairs from k on: on a trajectory whose gradients are all of one loss
+    that is `x_last - x_k` and `g_last - g_k`. Successive steps span the same space, but those of
+    a smooth trajectory are nearly parallel, and what is left of them after that is mostly noise.
+    A history that is not full begins with zero pairs, which count for nothing: `fit` gives the
+    operator of a shorter one.
+
+    What a trajectory tells of the curvature is limited to where it goes. Of a full batch's smooth
+    trajectory the largest eigenvalue of `fit(pairs(history))` is no estimate of the Hessian's: in
+    training a small network, with size 20 and 40, it was 1.0 to 2.6 times that with Adam or
+    momentum, 1.6 to 3 times with plain gradient descent. Mini-batches, with both gradients of a
+    pair from one batch, move in all directions: with the rtol of `choose_rtol` it was 0.8 to 1.2
+    times that.
+
+    Raises:
+      TypeError: for anything but a `History`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from lowrank_jax import fit
+      >>> gradient = jax.grad(lambda x: 2 * x[0] ** 2 - x[1] ** 2)
+      >>> history = init(jnp.ones(3), size=4)
+      >>> for x in ([1.0, 0.0, 0.0], [1.0, 2.0, 0.0], [3.0, 3.0, 0.0]):
+      ...     history = push(history, jnp.array(x), gradient(jnp.array(x)))
+      >>> [round(float(s), 3) for s in fit(pairs(history)).truncate(2).eigenvalues()]
+      [4.0, -2.0]
+    """
+    if not isinstance(history, History):
+        raise TypeError(f"history must be a History, got {type(history).__name__}")
+    return _pairs(history)
+
+
+@jax.jit
+def _pairs(history):
+    ages = jnp.sort(age(history), descending=True)  # the rows of the result
+    used = ages < history.points - 1
+    later = used[:, None] & (age(history)[None, :] <= ages[:, None])
+    later = later.astype(history.norms.dtype)
+    steps, grad_diffs = (_frames.combine(later, x) for x in (history.steps, history.grad_diffs))
+    return rounded(steps, grad_diffs, steps, grad_diffs, *jnp.max(history.norms, axis=0))
+
+
+def age(history: History) -> jax.Array:
+    """(size,): 0 for the row of the newest pair, 1 for the one before, ...; of unused rows too."""
+    size = len(history.norms)
+    return (history.points - 2 - jnp.arange(size)) % size
