@@ -16,7 +16,8 @@ p_i, e_i the rows of V^T Q, V^T P, V^T E, the model of the Hessian is
     d_i = |w_i| + min(|e_i|, c),    h_i = q_i + sign(w_i) p_i / d_i.
 
 Where w > 0 and E = 0 it is the block BFGS update of c I, with `B s_i = y_i`. It is positive
-definite whatever the signs of w, and its inverse needs no further factorization: B x = g for
+definite whatever the signs of w. Where |w_i| is below sqrt(eps) |p_i|, a zero crossing, |p_i| takes
+its place in d_i, and h_i = q_i. The inverse needs no further factorization: B x = g for
 
     u = (g - sum_i (g.q_i) h_i) / c,    x = u + sum_i ((g.q_i) - sign(w_i) (p_i.u)) / d_i q_i.
 
@@ -74,11 +75,10 @@ def direction(steps: Any, grad_diffs: Any, age: jax.Array, grad: Any, damping: A
     else:
         noise = c = damping / unit
 
-    # |p_i|^2 <= w_i |H| for H of one sign: a smaller |w_i| is a zero crossing, or noise.
-    least = jnp.maximum(outside**2 * reciprocal(top), len(w) * eps * top)
-    d = jnp.maximum(jnp.abs(w), least) + noise
+    curved = jnp.abs(w) > jnp.maximum(eps**0.5 * outside, len(w) * eps * top)
+    d = jnp.where(curved, jnp.abs(w), outside) + noise
     d = jnp.where(d > 0, d, c)
-    slant = jnp.where(jnp.abs(w) >= least, jnp.sign(w), 0) / d
+    slant = jnp.where(curved, jnp.sign(w), 0) / d
 
     g = jax.tree.map(lambda x: x / unit, g)
     inside = _frames.gram(q, g)

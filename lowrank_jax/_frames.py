@@ -302,6 +302,7 @@ def orthonormal(rows: Any, *, eps: float, rtol: Any = 0.0) -> Basis:
     rotated = combine(rotation, shifted)
     inner = gram(rotated, rotated)
     kept = _lengths(inner) > threshold
+    kept = kept & ~_entangled(inner, kept)
     whiten = _whitening(inner, kept)
     basis = combine(whiten, rotated)
 
@@ -345,6 +346,21 @@ def _rotation(inner: jax.Array) -> jax.Array:
 
 def _lengths(inner: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.maximum(lax.stop_gradient(jnp.diagonal(inner)), 0))
+
+
+def _entangled(inner: jax.Array, kept: jax.Array) -> jax.Array:
+    """Kept rows nearly parallel to a longer one, (n,): noise of the rotation above its threshold.
+
+    Rotated rows are orthogonal to within the noise, and without these the Gram matrix of
+    the unit rows is positive definite.
+    """
+    lengths = jnp.where(kept, _lengths(inner), 0)
+    unit = reciprocal(lengths)
+    cosines = jnp.abs(lax.stop_gradient(inner)) * jnp.outer(unit, unit)
+    order = jnp.arange(len(lengths))
+    tied = (lengths[None, :] == lengths[:, None]) & (order[None, :] < order[:, None])
+    longer = (lengths[None, :] > lengths[:, None]) | tied
+    return jnp.any((cosines > 0.5) & longer, axis=1)
 
 
 def _whitening(inner: jax.Array, kept: jax.Array) -> jax.Array:

@@ -58,11 +58,19 @@ def init(params: Any, size: int) -> History:
     """
     params = _checks.point(params, "params")
     _checks.count(size, "size", 1)
-    zero = jax.tree.map(jnp.zeros_like, params)
-    ring = jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape)), zero)
+
+    def point():
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def ring():
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape)), point())
+
+    def count():
+        return jnp.zeros((), jnp.int32)
+
+    # Each array is its own, so that a history can be donated.
     norms = jnp.zeros((size, 2), _frames.compute_dtype(params))
-    none = jnp.zeros((), jnp.int32)
-    return History(ring, ring, norms, zero, zero, none, none)
+    return History(ring(), ring(), norms, point(), point(), count(), count())
 
 
 def push(history: History, params: Any, grads: Any) -> History:
@@ -118,7 +126,7 @@ def _push(history, params, grads):
 
     def write(ring, row):
         old = lax.dynamic_index_in_dim(ring, index, keepdims=False)
-        row = jnp.where(finite & moved & ~first, row, old)
+        row = jnp.where(finite & moved & ~first, row.astype(old.dtype), old)
         return lax.dynamic_update_index_in_dim(ring, row, index, 0)
 
     def last(new, old):
@@ -184,4 +192,4 @@ def _pairs(history):
 def age(history: History) -> jax.Array:
     """(size,): 0 for the row of the newest pair, 1 for the one before, ...; of unused rows too."""
     size = len(history.norms)
-    return (history.points - 2 - jnp.arange(size)) % size
+    return (history.points - 2 - jnp.arange(size, dtype=jnp.int32)) % size

@@ -186,7 +186,7 @@ def precondition_top_curvature(
     *,
     probes: int,
     passes: int = 2,
-    every: int = 10,
+    every: int = 50,
     key: jax.Array,
     learning_rate: float | jax.Array = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -213,7 +213,8 @@ def precondition_top_curvature(
 
     Returns:
       An optax transformation. `update` needs `params`. A measurement that is not finite is left
-      out and counted in the state.
+      out and counted in the state. Under `optax.inject_hyperparams` name all arguments but
+      `inner` and `learning_rate` in `static_args`.
 
     Raises:
       TypeError, ValueError: for wrong options, no parameters, or as `lowrank_hessian` does.
@@ -233,8 +234,8 @@ def precondition_top_curvature(
       >>> bool(loss(x) < 1.001 * loss(jnp.ones(8).at[0].set(1 / 501)))
       True
     """
-    _checks.count(probes, "probes", 1)
-    _checks.count(every, "every", 1)
+    for value, name in ((probes, "probes"), (passes, "passes"), (every, "every")):
+        _checks.count(value, name, 1)
     _checks.key(key)
     _checks.positive(learning_rate, "learning_rate")
     inner = optax.with_extra_args_support(inner)
@@ -245,8 +246,10 @@ def precondition_top_curvature(
             lambda x: jnp.broadcast_to(jnp.zeros_like(x), (probes, *x.shape)), params
         )
         values = jnp.zeros(probes, _frames.compute_dtype(params))
-        none = jnp.zeros((), jnp.int32)
-        return PreconditionTopCurvatureState(none, key, values, rows, none, inner.init(params))
+        count, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        # A copy of the key: a donated state must not take the caller's with it.
+        known = jnp.copy(key), values, rows, skipped
+        return PreconditionTopCurvatureState(count, *known, inner.init(params))
 
     def update(updates, state, params=None, *, curvature_args=(), **extra_args):
         _require(params, "precondition_top_curvature")
@@ -254,7 +257,8 @@ def precondition_top_curvature(
         def refreshed(key, values, rows, skipped):
             key, now = jax.random.split(key)
             hessian_at = lowrank_hessian(loss, probes, passes=passes, start=rows, batch_size=1)
-            found = hessian_at(params, *curvature_args, key=now).truncate(probes).eigh()
+            found = hessian_at(params, *curvature_args, key=now).eigh()
+            found = jax.tree.map(lambda x: x[:probes], found)
             usable = _frames.finite(found)
             s, u = jax.tree.map(lambda x, y: jnp.where(usable, x, y), found, (values, rows))
             return key, s, u, skipped + (~usable).astype(jnp.int32)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax import _checks, _frames
-from lowrank_jax._spectral import eigh, function, mirror, product, reciprocal, symmetrize
+from lowrank_jax._spectral import after, eigh, function, mirror, product, reciprocal, symmetrize
 
 
 @jax.tree_util.register_dataclass
@@ -419,7 +419,8 @@ class SymmetricLowRank:
         matrices within range, for an H of any magnitude.
         """
         _checks.single(self.core)
-        size = _frames.power_of_two(_frames.peaks(self.factors))
+        # The factors wait for the core, whose making may be a factorization: see `after`.
+        size = after(_frames.power_of_two(_frames.peaks(self.factors)), self.core)
         core = self.core * size[:, None] * size[None, :]
         unit = _frames.power_of_two(jnp.max(jnp.abs(core), initial=0))
         return _frames.scale(1 / size, _frames.widen(self.factors)), core / unit, unit

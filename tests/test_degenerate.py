@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lowrank_jax as lrj
+from lowrank_jax import _frames
 from tests import draws, reference
 
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
@@ -43,3 +44,11 @@ def test_ill_conditioned_dependent_pairs_are_least_squares(rng, kind):
         y = rng.normal(size=s.shape)
         found = lrj.fit(lrj.SecantPairs(s, y), extrapolate=0).to_dense()
         assert reference.relative_error(found, reference.fit(s, y, 0, rank=rank)) < 1e-9
+
+
+def test_rotated_rows_that_noise_left_parallel_are_one_direction():
+    """Else the Gram matrix of the unit rows has a negative eigenvalue, and Cholesky fails."""
+    rows = np.array([[1.0, 0, 0], [0, 3e-4, 1e-5], [0, 4e-4, 0], [0, 4e-4, 0], [0, 0, 2e-4]])
+    kept = np.array([True, True, True, True, False])
+    dropped = _frames._entangled(jnp.asarray(rows @ rows.T), jnp.asarray(kept))
+    np.testing.assert_array_equal(dropped, [False, True, False, True, False])

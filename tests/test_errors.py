@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import lowrank_jax as lrj
@@ -23,6 +24,11 @@ def operator():
 
 def rectangular():
     return lrj.LowRank(ONES[:, :2], np.eye(3), ONES)
+
+
+def top_curvature(**options):
+    options = {"probes": 1, "key": KEY, **options}
+    return lrj.optim.precondition_top_curvature(optax.sgd(0.1), square, **options)
 
 
 CASES = {
@@ -549,6 +555,81 @@ CASES = {
         lambda: lrj.compare_hvp(square, lrj.fit(PAIRS), ROW, ONES[:, :2]),
         ValueError,
         r"vectors must have the shape that x gives",
+    ),
+    "a history of nothing": (
+        lambda: lrj.history.init({}, 2),
+        ValueError,
+        "params must hold at least one array",
+    ),
+    "a history of no pairs": (
+        lambda: lrj.history.init(ROW, 0),
+        ValueError,
+        "size must be at least 1, got 0",
+    ),
+    "a point that does not fit the history": (
+        lambda: lrj.history.push(lrj.history.init(ROW, 2), ROW[:2], ROW),
+        ValueError,
+        r"params must have the shape that the history gives, \(4,\), got \(2,\)",
+    ),
+    "a gradient of another structure than the history's": (
+        lambda: lrj.history.push(lrj.history.init(ROW, 2), ROW, {"a": ROW}),
+        ValueError,
+        "grads must have the tree structure of the history",
+    ),
+    "a gradient of whole numbers": (
+        lambda: lrj.history.push(lrj.history.init(ROW, 2), ROW, np.ones(4, int)),
+        TypeError,
+        "grads must be a real floating-point array, got dtype int",
+    ),
+    "the pairs of no history": (
+        lambda: lrj.history.pairs(PAIRS),
+        TypeError,
+        "history must be a History, got SecantPairs",
+    ),
+    "an optimiser with a size of 2.0": (
+        lambda: lrj.optim.secant_newton(size=2.0),
+        TypeError,
+        "size must be a Python int, got 2.0",
+    ),
+    "an optimiser with a damping of 0": (
+        lambda: lrj.optim.scale_by_secant(2, damping=0.0),
+        ValueError,
+        "damping must be positive, got 0.0",
+    ),
+    "an update without parameters": (
+        lambda: lrj.optim.secant_newton(0.1).update(ROW, lrj.optim.secant_newton(0.1).init(ROW)),
+        ValueError,
+        r"scale_by_secant needs the parameters, update\(grads, state, params\), got None",
+    ),
+    "a preconditioned update without parameters": (
+        lambda: top_curvature().update(ROW, top_curvature().init(ROW)),
+        ValueError,
+        "precondition_top_curvature needs the parameters",
+    ),
+    "no probes of the top curvature": (
+        lambda: top_curvature(probes=0),
+        ValueError,
+        "probes must be at least 1, got 0",
+    ),
+    "no passes of the top curvature": (
+        lambda: top_curvature(passes=0),
+        ValueError,
+        "passes must be at least 1, got 0",
+    ),
+    "curvature measured every 0 updates": (
+        lambda: top_curvature(every=0),
+        ValueError,
+        "every must be at least 1, got 0",
+    ),
+    "the top curvature with a key of 0": (
+        lambda: top_curvature(key=0),
+        TypeError,
+        "key must be a random key",
+    ),
+    "a learning rate of 0 along the top curvature": (
+        lambda: top_curvature(learning_rate=0),
+        ValueError,
+        "learning_rate must be positive, got 0",
     ),
 }
 

@@ -48,11 +48,14 @@ def test_only_tests_import_private_modules():
 
 def test_every_public_name_is_exported_and_documented():
     functions = (
-        (lrj.history.init, lrj.history.push, lrj.history.pairs)
-        + (lrj.optim.scale_by_secant, lrj.optim.secant_newton)
-        + (lrj.optim.precondition_top_curvature,)
+        lrj.history.init,
+        lrj.history.push,
+        lrj.history.pairs,
+        lrj.optim.scale_by_secant,
+        lrj.optim.secant_newton,
+        lrj.optim.precondition_top_curvature,
     )
     plain = ("Diagnosis", "HvpComparison", "history", "optim")
     named = tuple(getattr(lrj, name) for name in lrj.__all__ if name not in plain)
-    assert all(">>>" in public.__doc__ for public in named + functions)
+    assert all(">>>" in public.__doc__ for public in (*named, *functions))
     assert sorted(lrj.__all__) == lrj.__all__

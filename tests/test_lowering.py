@@ -6,6 +6,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import lowrank_jax as lrj
@@ -33,6 +34,16 @@ def loss(x):
 def at_point(transform, *args, **options):
     """The function of a point that a transform of the loss gives, with a key."""
     return lambda x: transform(loss, *args, **options)(x, key=jax.random.key(0))
+
+
+def pairs_of_trajectory(points):
+    past = lrj.history.init(points[0], N - 1)
+    past, _ = jax.lax.scan(lambda past, x: (lrj.history.push(past, x, x), None), past, points)
+    return lrj.history.pairs(past)
+
+
+def first_update(opt):
+    return lambda grad, x: opt.update(grad, opt.init(x), x)[0]
 
 
 PUBLIC = {
@@ -115,6 +126,19 @@ PUBLIC = {
     ),
     "top_eigenpair": (at_point(lrj.top_eigenpair), ROW),
     "gradient of top_eigenpair": (jax.grad(lambda x: at_point(lrj.top_eigenpair)(x)[0]), ROW),
+    "eigenpairs of a fit": (lambda p: lrj.fit(p).eigh(), PAIRS),
+    "history": (pairs_of_trajectory, ROWS),
+    "scale_by_secant": (first_update(lrj.optim.scale_by_secant(N)), ROW, ROW),
+    "secant_newton": (first_update(lrj.optim.secant_newton(0.1, damping=0.1)), ROW, ROW),
+    "precondition_top_curvature": (
+        first_update(
+            lrj.optim.precondition_top_curvature(
+                optax.sgd(0.1), loss, probes=2, key=jax.random.key(0)
+            )
+        ),
+        ROW,
+        ROW,
+    ),
     "algebra": (lambda h: (2 * h - h / 3 + -h) @ jnp.ones(DIM, np.float32), OPERATOR),
 }
 

@@ -11,6 +11,7 @@ FIGURES = {
     "01_quickstart": "quickstart.png",
     "02_matrix_calculus": "matrix_calculus.png",
     "03_curvature_at_a_point": "curvature_at_a_point.png",
+    "04_training": "training.png",
 }
 
 
@@ -19,7 +20,7 @@ def test_notebook_runs(notebook):
     figure = notebook.parent / "figures" / FIGURES[notebook.stem]
     figure.unlink(missing_ok=True)
     run = subprocess.run(
-        [sys.executable, "-W", "error", str(notebook)],
+        [sys.executable, "-W", "error", str(notebook), "--quick"],
         capture_output=True,
         text=True,
         timeout=300,
