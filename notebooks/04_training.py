@@ -261,14 +261,14 @@ for title in list(problems)[:3]:  # not the autoencoder
 #
 # * **Where the curvature is the difficulty, curvature pays**: on the first three problems
 #   `secant_newton` and L-BFGS need a quarter of Adam's gradients or less, `secant_newton` fewer.
-# * **A handful of stiff directions** is the case of `precondition_top_curvature`: the unscaled features
-#   make one, and after a hundred gradients it is where Adam is after 2,000. Where the eigenvalues
-#   spread evenly, as in the least squares, taking out ten of them helps little.
-# * **The autoencoder is Adam's**: no method reaches its loss with half of its gradients, and L-BFGS
-#   does not reach it at all within 2,000.
-# * **Time is another matter.** `secant_newton` solves small eigenvalue problems at every step, which
-#   takes a third of a millisecond and more. Where a gradient takes some microseconds, as in the
-#   first two problems, Adam or L-BFGS are done first. It is for gradients that are worth saving.
+# * **A handful of stiff directions** is the case of `precondition_top_curvature`: the unscaled
+#   features make one, and after a hundred gradients it is where Adam is after 2,000. Where the
+#   eigenvalues spread evenly, as in the least squares, taking out ten of them helps little.
+# * **The autoencoder is Adam's**: no method reaches its loss with half of its gradients, and
+#   L-BFGS does not reach it at all within 2,000.
+# * **Time is another matter.** `secant_newton` solves small eigenvalue problems at every step,
+#   which takes a third of a millisecond and more. Where a gradient takes some microseconds, as in
+#   the first two problems, Adam or L-BFGS are done first. It is for gradients worth saving.
 # * L-BFGS is close behind in gradients and ahead in time, on every problem where it wins over
 #   Adam. It stands on the same secant equations and is hard to beat.
 
