@@ -17,7 +17,8 @@ p_i, e_i the rows of V^T Q, V^T P, V^T E, the model of the Hessian is
 
 Where w > 0 and E = 0 it is the block BFGS update of c I, with `B s_i = y_i`. It is positive
 definite whatever the signs of w. Where |w_i| is below sqrt(eps) |p_i|, a zero crossing, |p_i| takes
-its place in d_i, and h_i = q_i. The inverse needs no further factorization: B x = g for
+its place in d_i, and h_i = q_i; where d_i is rounding, c does. The inverse needs no further
+factorization: B x = g for
 
     u = (g - sum_i (g.q_i) h_i) / c,    x = u + sum_i ((g.q_i) - sign(w_i) (p_i.u)) / d_i q_i.
 
@@ -58,7 +59,9 @@ def direction(steps: Any, grad_diffs: Any, age: jax.Array, grad: Any, damping: A
     size = jnp.linalg.norm(r, axis=1)
     r = r * reciprocal(size)[:, None]
     transform, quality = _weighted(basis.transform * size[None, :], r, basis.kept, age)
-    z = _frames.combine(transform * (basis.scale * reciprocal(size) / unit)[None, :], y)
+    # Y is scaled before it is combined: the scale of tiny steps times T would overflow.
+    y = _frames.scale(1 / unit, _frames.scale(basis.scale, y))
+    z = _frames.combine(transform * reciprocal(size)[None, :], y)
     a = _frames.gram(z, q)
     m = _symmetric(a, *quality)
 
@@ -75,18 +78,22 @@ def direction(steps: Any, grad_diffs: Any, age: jax.Array, grad: Any, damping: A
     else:
         noise = c = damping / unit
 
-    curved = jnp.abs(w) > jnp.maximum(eps**0.5 * outside, len(w) * eps * top)
+    rounding = len(w) * eps * top
+    curved = jnp.abs(w) > jnp.maximum(eps**0.5 * outside, rounding)
     d = jnp.where(curved, jnp.abs(w), outside) + noise
-    d = jnp.where(d > 0, d, c)
+    d = jnp.where(d > rounding, d, c)
     slant = jnp.where(curved, jnp.sign(w), 0) / d
-
     g = jax.tree.map(lambda x: x / unit, g)
+    return _frames.cast_like(_solved(q, p, d, slant, c, g), grad)
+
+
+def _solved(q, p, d, slant, c, g):
+    """The x with B x = g, by the two equations of this module's text; slant is sign(w) / d."""
     inside = _frames.gram(q, g)
-    u = _frames.reject(g, q)
-    u = jax.tree.map(jnp.subtract, u, _frames.combine(slant * inside, p))
+    u = _frames.minus(_frames.reject(g, q), _frames.combine(slant * inside, p))
     u = jax.tree.map(lambda x: x / c, _frames.reject(u, q))
     x = _frames.combine(inside / d - slant * _frames.gram(p, u), q)
-    return _frames.cast_like(jax.tree.map(jnp.add, x, u), grad)
+    return jax.tree.map(jnp.add, x, u)
 
 
 def _weighted(transform, r, kept, age):

@@ -60,6 +60,15 @@ def test_a_step_across_which_the_gradient_turns_has_the_curvature_of_the_turn():
     np.testing.assert_allclose(inverse_model(s, y), np.eye(DIM) / 3, atol=1e-14)
 
 
+def test_a_direction_without_curvature_has_that_of_the_complement(rng):
+    values = np.array([5.0, 4, 3, 2, 1, 0])
+    some = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0][:N]
+    s = rng.normal(size=(N, N)) @ some
+    found = some @ inverse_model(s, s @ (some.T * values) @ some) @ some.T
+    np.testing.assert_allclose(np.diag(found)[:5], 1 / values[:5], rtol=1e-10)
+    assert 1 / 5.01 < found[5, 5] < 1
+
+
 def test_of_two_measurements_of_one_curvature_the_newer_counts_twice():
     s, y = np.zeros((2, 2, DIM))
     s[:, 3], y[:, 3] = [1, -10], [3, -60]
@@ -87,6 +96,15 @@ def test_a_loss_times_a_power_of_two_has_the_same_direction_bit_for_bit(rng, exp
     g, factor = rng.normal(size=DIM), 2.0**exponent
     found = direction(s, y, AGES, g, None)
     np.testing.assert_array_equal(direction(s, factor * y, AGES, factor * g, None), found)
+
+
+@pytest.mark.parametrize("exponent", [-113, 113])
+def test_the_size_of_ill_conditioned_steps_changes_no_bit(rng, exponent):
+    s = draws.steps_of_condition(rng, N, DIM, 1e5, "geometric")
+    s, y = np.float32(s), np.float32(s @ spectrum(rng, np.geomspace(1, 8, DIM)))
+    g, factor = np.ones(DIM, np.float32), np.float32(2.0**exponent)
+    found = direction(s, y, AGES, g, None)
+    np.testing.assert_array_equal(direction(factor * s, factor * y, AGES, g, None), found)
 
 
 def test_with_a_damping_negative_curvature_counts_by_its_magnitude(rng):
