@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lowrank_jax._spectral import eigh, product, reciprocal
+from lowrank_jax import _pieces
+from lowrank_jax._spectral import after, eigh, either, product, reciprocal
 
 
 def length(rows: Any) -> int:
@@ -81,18 +82,60 @@ def cast_like(tree: Any, pattern: Any) -> Any:
     return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, pattern)
 
 
+def pack(rows: Any) -> Any:
+    """The rows with all small leaves in one, so that many leaves do not make many operations.
+
+    Where leaves differ in dtype, or may be sharded each in its own way, they stay as they are.
+    """
+    leaves = jax.tree.leaves(rows)
+    small = _small([jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in leaves])
+    if not any(small):
+        return rows
+    flat = [
+        x.reshape(len(x), math.prod(x.shape[1:]))
+        for x, packs in zip(leaves, small, strict=True)
+        if packs
+    ]
+    # The barrier keeps the copy from being compiled into everything that reads it.
+    packed = lax.optimization_barrier(jnp.concatenate(flat, axis=1))
+    return [packed, *[x for x, packs in zip(leaves, small, strict=True) if not packs]]
+
+
+def unpack(packed: Any, v: Any) -> Any:
+    """Packed rows, any number of them, each in the structure of the vector v."""
+    leaves, tree = jax.tree.flatten(v)
+    small = _small(leaves)
+    if not any(small):
+        return packed
+    sizes = [math.prod(x.shape) for x, packs in zip(leaves, small, strict=True) if packs]
+    ends = list(itertools.accumulate(sizes))
+    parts, large = iter(jnp.split(packed[0], ends[:-1], axis=1)), iter(packed[1:])
+    rows = [next(parts if packs else large) for packs in small]
+    shaped = [x.reshape(len(x), *like.shape) for x, like in zip(rows, leaves, strict=True)]
+    return jax.tree.unflatten(tree, shaped)
+
+
+def _small(leaves):
+    """Which leaves of a vector are packed."""
+    small = [math.prod(x.shape) <= 2**16 for x in leaves]
+    alone = jax.device_count() == 1 and len({x.dtype for x in leaves}) == 1
+    return [alone and sum(small) > 1 and packs for packs in small]
+
+
 def gram(a: Any, b: Any) -> jax.Array:
     """Inner products `A B^T`: of n rows with m rows, (n, m), or with one vector, (n,)."""
     dtype = wider(compute_dtype(a), compute_dtype(b))
+    vector = jax.tree.leaves(a)[0].ndim > jax.tree.leaves(b)[0].ndim
+    if vector:
+        b = jax.tree.map(lambda leaf: leaf[None], b)
+    a, b = (pack(jax.tree.map(lambda leaf: leaf.astype(dtype), rows)) for rows in (a, b))
+    products = _pieces.total(_leaf_gram, None, a, b)
+    return products[:, 0] if vector else products
 
-    def leaf_gram(x, y):
-        point = x.ndim - 1
-        axes = (tuple(range(1, x.ndim)), tuple(range(y.ndim - point, y.ndim)))
-        return jnp.tensordot(
-            x.astype(dtype), y.astype(dtype), axes, precision=lax.Precision.HIGHEST
-        )
 
-    return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(leaf_gram, a, b)))
+def _leaf_gram(_, x, y):
+    axes = tuple(range(1, x.ndim))
+    return jnp.tensordot(x, y, (axes, axes), precision=lax.Precision.HIGHEST)
 
 
 def dot(u: Any, v: Any) -> jax.Array:
@@ -103,23 +146,28 @@ def dot(u: Any, v: Any) -> jax.Array:
 def combine(coefficients: jax.Array, rows: Any) -> Any:
     """`T B`: a (k, n) matrix times n rows gives k rows, an (n,) vector gives one vector.
 
-    Each leaf comes back in its own dtype. The sum over n is taken pairwise above
-    eight terms: large T with cancelling terms is the rule here (ill-conditioned
+    Each leaf comes back in its own dtype. The sum over n for rows is taken pairwise above
+    32 terms: large T with cancelling terms is the rule there (ill-conditioned
     steps), and the rounding of a running sum of 64 such terms is twice as large.
     """
 
     def leaf_combine(x):
         dtype = wider(x.dtype, coefficients.dtype)
-        return _pairwise(coefficients.astype(dtype), x.astype(dtype)).astype(x.dtype)
+        sum_over_n = _pairwise if coefficients.ndim == 2 and len(x) > 32 else _product
+        return sum_over_n(coefficients.astype(dtype), x.astype(dtype)).astype(x.dtype)
 
     return jax.tree.map(leaf_combine, rows)
 
 
 def _pairwise(t: jax.Array, x: jax.Array) -> jax.Array:
-    if len(x) <= 8:
-        return jnp.tensordot(t, x, 1, precision=lax.Precision.HIGHEST)
+    if len(x) <= 16:
+        return _product(t, x)
     half = len(x) // 2
-    return _pairwise(t[..., :half], x[:half]) + _pairwise(t[..., half:], x[half:])
+    return _pairwise(t[:, :half], x[:half]) + _pairwise(t[:, half:], x[half:])
+
+
+def _product(t: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.tensordot(t, x, 1, precision=lax.Precision.HIGHEST)
 
 
 def each(f: Callable, rows: Any, batch_size: int | None) -> Any:
@@ -192,7 +240,7 @@ def peaks(rows: Any) -> jax.Array:
     def leaf_peaks(x):
         return jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), initial=0)
 
-    rows = lax.stop_gradient(widen(rows))
+    rows = lax.stop_gradient(pack(widen(rows)))
     return functools.reduce(jnp.maximum, jax.tree.leaves(jax.tree.map(leaf_peaks, rows)))
 
 
@@ -221,7 +269,7 @@ def shift(x: jax.Array, exponents: jax.Array) -> jax.Array:
 
 def norms(rows: Any) -> jax.Array:
     """The Euclidean norm of each row, (n,), without over- or underflow; the gradient at 0 is 0."""
-    rows = widen(rows)
+    rows = pack(widen(rows))
     unit = power_of_two(peaks(rows))
     scaled = scale(1 / unit, rows)
     squares = jax.tree.map(lambda x: jnp.sum(x * x, axis=tuple(range(1, x.ndim))), scaled)
@@ -249,12 +297,50 @@ class Basis(NamedTuple):
         with every row divided by its `|s_i|`, also to first order where rows depend on each other.
       scale: (n,), powers of two near one over the largest entry of each row, constants.
       kept: (n,), False for the zero rows of Q.
+      chain: with which `through` makes Q of S, or of a piece of S.
+      turn: (n, n), with `T = turn rotation` for the rotation of `turned`.
     """
 
     rows: Any
     transform: jax.Array
     scale: jax.Array
     kept: jax.Array
+    chain: tuple[jax.Array, ...]
+    turn: jax.Array
+
+
+class Turned(NamedTuple):
+    """Rows rotated until they are nearly orthonormal; what is dropped is zero or below `threshold`.
+
+    Attributes:
+      scale: (n,), as in `Basis`.
+      unit: (n,), one over the norms of the scaled rows.
+      first, second: (n, n), the two rotations.
+      rotation: (n, n), R with the rotated rows `R diag(scale) S`.
+      threshold: (n,), what the norm of a rotated row must exceed.
+    """
+
+    scale: jax.Array
+    unit: jax.Array
+    first: jax.Array
+    second: jax.Array
+    rotation: jax.Array
+    threshold: jax.Array
+
+
+def through(chain: tuple[jax.Array, ...], rows: Any) -> Any:
+    """`T_k ... T_1 diag(d) S` for the chain (d, T_1, ..., T_k), one product after the other."""
+    d, *transforms = chain
+    rows = scale(d, rows)
+    for transform in transforms:
+        rows = combine(transform, rows)
+    return rows
+
+
+def through_gram(chain: tuple[jax.Array, ...], rows: Any) -> jax.Array:
+    """The Gram matrix of `through(chain, rows)`."""
+    rows = through(chain, rows)
+    return gram(rows, rows)
 
 
 def orthonormal(rows: Any, *, eps: float, rtol: Any = 0.0) -> Basis:
@@ -287,45 +373,80 @@ def orthonormal(rows: Any, *, eps: float, rtol: Any = 0.0) -> Basis:
     Source: one round is the SVQB of Stathopoulos and Wu, A block orthogonalization procedure
     with constant synchronization requirements, SIAM J. Sci. Comput. 23 (2002).
     """
-    n = length(rows)
+    n, dtype = length(rows), compute_dtype(rows)
     if n == 0:
-        dtype = compute_dtype(rows)
-        return Basis(rows, jnp.zeros((0, 0), dtype), jnp.zeros(0, dtype), jnp.zeros(0, bool))
-    shift = 1 / power_of_two(peaks(rows))
-    shifted = scale(shift, rows)
-    inner = gram(shifted, shifted)
-    unit = reciprocal(safe_sqrt(jnp.diagonal(inner)))
+        none, empty = jnp.zeros(0, dtype), jnp.zeros((0, 0), dtype)
+        return Basis(rows, empty, none, jnp.zeros(0, bool), (none,), empty)
+    turn = turned(rows, eps=eps, rtol=rtol)
+    return whitened(turn, _pieces.total(through_gram, (turn.scale, turn.rotation), rows), rows)
 
-    first = _rotation(inner * jnp.outer(unit, unit))
-    second, threshold = _lifted(combine(first * unit[None, :], shifted), eps, rtol)
-    rotation = product(second, first) * unit[None, :]
-    rotated = combine(rotation, shifted)
-    inner = gram(rotated, rotated)
+
+def turned(rows: Any, *, eps: float, rtol: Any = 0.0) -> Turned:
+    """The rotations of `orthonormal`; n at least 1."""
+    shift = 1 / power_of_two(peaks(rows))
+    inner = _pieces.total(through_gram, (shift,), rows)
+    unit = reciprocal(safe_sqrt(jnp.diagonal(inner)))
+    fixed = lax.stop_gradient((rows, shift, unit, inner * jnp.outer(unit, unit)))
+    first, second, threshold = _rotations(eps, rtol, *fixed)
+    return Turned(shift, unit, first, second, product(second, first) * unit[None, :], threshold)
+
+
+def _rotations(eps, rtol, rows, shift, unit, inner):
+    """The two rotations of unit rows with the Gram matrix `inner`, and the threshold after them.
+
+    Where the inverse of a Cholesky factor shows that no direction is short, it is all that
+    the rotations are for, at a fraction of their cost.
+    """
+    n = len(inner)
+    root = jnp.linalg.cholesky(inner, symmetrize_input=False)
+    inverse = jax.scipy.linalg.solve_triangular(root, jnp.eye(n, dtype=inner.dtype), lower=True)
+    size = jnp.linalg.norm(inverse)  # at least one over the smallest singular value of the rows
+    easy = (size < 10 * math.sqrt(n)) & (rtol * math.sqrt(n) * size < 1)
+
+    def one_factor(inverse, *_):
+        low = jnp.full(n, math.sqrt(n) * eps, inverse.dtype)
+        return inverse, jnp.eye(n, dtype=inverse.dtype), low
+
+    def two_rotations(_, rtol, rows, shift, unit, inner):
+        first = eigh(inner)[1].T
+        chain = shift, first * unit[None, :]
+        return first, *_lifted(_pieces.total(through_gram, chain, rows), eps, rtol)
+
+    rtol = jnp.asarray(rtol, inner.dtype)
+    inner = after(inner, easy.astype(inner.dtype))
+    return either(easy, one_factor, two_rotations, inverse, rtol, rows, shift, unit, inner)
+
+
+def whitened(turn: Turned, inner: jax.Array, rows: Any) -> Basis:
+    """The basis, given the Gram matrix `inner` of the rotated rows."""
+    shift, unit, first, second, rotation, threshold = turn
     kept = _lengths(inner) > threshold
     kept = kept & ~_entangled(inner, kept)
     whiten = _whitening(inner, kept)
-    basis = combine(whiten, rotated)
+    chain = shift, rotation, whiten
+    basis = _pieces.written(through, chain, rows)
 
     # A vanishing combination that was lifted leaks into kept rows by a sizeable multiple:
     # nothing in Q, but no least-squares transform. The leak is removed; it is 0 elsewhere.
     size = jnp.linalg.norm(second, axis=1)
-    null = jnp.where(kept, 0, reciprocal(size))[:, None] * second
-    leak = product(second, null.T, null)
-    transform = product(whiten, rotation - product(leak, first) * unit[None, :])
-    transform = _least_squares(basis, scale(unit, shifted), unit, lax.stop_gradient(transform))
-    return Basis(basis, transform, shift, kept)
+    dropped = jnp.where(kept, 0, reciprocal(size))
+    null = dropped[:, None] * second
+    leak = product(second, null.T)
+    transform = product(whiten, rotation - product(leak, null, first) * unit[None, :])
+    unit_rows = scale(unit, scale(shift, rows))
+    transform = _least_squares(basis, unit_rows, unit, lax.stop_gradient(transform))
+    turn_on = whiten - product(whiten, leak * dropped[None, :])
+    return Basis(basis, transform, shift, kept, chain, turn_on)
 
 
-def _lifted(rows: Any, eps: float, rtol: Any) -> tuple[jax.Array, jax.Array]:
-    """The second round's rotation of lifted rows, and what a row's norm must exceed then.
+def _lifted(inner: jax.Array, eps: float, rtol: Any) -> tuple[jax.Array, jax.Array]:
+    """The second round's rotation of rows with this Gram matrix, and what a norm must exceed then.
 
     The noise of unit rows, sqrt(n) eps in the rows and as much again in their
     rotation, grows with the size of a row of the transform. What is dropped
     here becomes a zero row.
     """
-    rows = lax.stop_gradient(rows)
-    n = length(rows)
-    inner = gram(rows, rows)
+    n = len(inner)
     nu = _lengths(inner)
     top = jnp.max(nu)
     noise = math.sqrt(2 * n) * eps * jnp.maximum(top, 1)

@@ -52,7 +52,26 @@ def after(x: jax.Array, earlier: jax.Array) -> jax.Array:
     return x + 0 * jnp.sum(earlier)
 
 
-@jax.custom_jvp
+def either(condition: jax.Array, f: Callable, g: Callable, *args: Any) -> Any:
+    """F of the arguments where the condition holds, else g; of a batch, g where it fails in one.
+
+    A batched `lax.cond` would always compute both.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def choose(condition, args):
+        return lax.cond(condition, f, g, *args)
+
+    @choose.def_vmap
+    def _(axis_size, in_batched, condition, args):
+        axes = jax.tree.map(lambda batched: 0 if batched else None, in_batched[1])
+        batch = [jax.vmap(h, in_axes=tuple(axes), axis_size=axis_size) for h in (f, g)]
+        out = either(jnp.all(condition), *batch, *args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return choose(condition, args)
+
+
 def eigh(m: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Ascending eigenvalues w and orthonormal eigenvectors V (columns) of a symmetric m.
 
@@ -60,15 +79,20 @@ def eigh(m: jax.Array) -> tuple[jax.Array, jax.Array]:
     (where it does not exist) instead of dividing by zero: what depends on their
     span alone differentiates right.
     """
-    w, v = jnp.linalg.eigh(m, symmetrize_input=False)
+    return decomposed(m, *jnp.linalg.eigh(lax.stop_gradient(m), symmetrize_input=False))
+
+
+@jax.custom_jvp
+def decomposed(m: jax.Array, w: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Known eigenvalues and eigenvectors of m, with the derivatives of `eigh(m)`."""
+    del m
     return w, v
 
 
-@eigh.defjvp
-def _eigh_jvp(primals, tangents):
-    (m,), (dm,) = primals, tangents
-    w, v = eigh(m)
-    rotated = product(v.T, dm, v)
+@decomposed.defjvp
+def _decomposed_jvp(primals, tangents):
+    w, v = decomposed(*primals)
+    rotated = product(v.T, tangents[0], v)
     dv = product(v, reciprocal(w[None, :] - w[:, None]) * rotated)
     return (w, v), (jnp.diagonal(rotated), dv)
 
@@ -116,24 +140,24 @@ def masked_inverse(select: Callable, m: jax.Array, *args: Any) -> jax.Array:
     the rule returns the part that is finite.
     """
     w, v = eigh(m)
-    return _kept_inverse(m, w, v, select(w, v, *args))
+    return kept_inverse(m, w, v, select(w, v, *args))
 
 
 @jax.custom_jvp
-def _kept_inverse(m, w, v, keep):
+def kept_inverse(m, w, v, keep):
     del m  # the derivative needs it: those of w and V do not exist where eigenvalues repeat
     return product(v * _kept_reciprocal(w, keep)[None, :], v.T)
 
 
-@_kept_inverse.defjvp
-def _kept_inverse_jvp(primals, tangents):
+@kept_inverse.defjvp
+def kept_inverse_jvp(primals, tangents):
     _, w, v, keep = primals
     dm = tangents[0]
     f = _kept_reciprocal(w, keep)
     one_kept = keep[:, None] != keep[None, :]
     gaps = reciprocal(jnp.where(one_kept, w[:, None] - w[None, :], 0))
     mixed = product(v, (f[:, None] - f[None, :]) * gaps * product(v.T, dm, v), v.T)
-    inverse = _kept_inverse(*primals)  # itself, so that it differentiates again
+    inverse = kept_inverse(*primals)  # itself, so that it differentiates again
     return inverse, mixed - product(inverse, dm, inverse)
 
 

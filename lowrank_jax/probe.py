@@ -85,13 +85,13 @@ def probe_pairs(
             return _frames.cast_like(y, x)
 
         def body(state, at_pass):
-            return _advance(lambda v: _frames.each(measure, v, batch_size), state, *at_pass)
+            return _advance(lambda v: _frames.each(measure, v, batch_size), x, state, *at_pass)
 
         offsets = probes * jnp.arange(passes)
         state = _begin(x, probes, passes, start)
         (steps, _), grad_diffs = lax.scan(body, state, (offsets, jax.random.split(key, passes)))
         grad_diffs = jax.tree.map(lambda y, s: y.reshape(s.shape), grad_diffs, steps)
-        return SecantPairs(steps, grad_diffs)
+        return SecantPairs(*(_frames.unpack(rows, x) for rows in (steps, grad_diffs)))
 
     return pairs_at
 
@@ -106,16 +106,21 @@ def pairs_on_host(
     """
     state, measured = _begin(x, probes, passes, start), []
     for i, subkey in enumerate(jax.random.split(key, passes)):
-        state, grad_diffs = _advance(measure, state, probes * i, subkey)
+        state, grad_diffs = _advance(measure, x, state, probes * i, subkey)
         measured.append(grad_diffs)
-    return SecantPairs(state[0], jax.tree.map(lambda *y: jnp.concatenate(y), *measured))
+    grad_diffs = jax.tree.map(lambda *y: jnp.concatenate(y), *measured)
+    return SecantPairs(*(_frames.unpack(rows, x) for rows in (state[0], grad_diffs)))
 
 
 def _begin(x, probes, passes, start):
-    """No steps so far, and the directions of the first pass; zero rows stand for random ones."""
+    """No steps so far, and the directions of the first pass; zero rows stand for random ones.
+
+    Both packed, as all rows here are.
+    """
 
     def zeros(count):
-        return jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), x)
+        rows = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), x)
+        return _frames.pack(rows)
 
     if start is None:
         return zeros(probes * passes), zeros(probes)
@@ -123,14 +128,14 @@ def _begin(x, probes, passes, start):
     if count != probes:
         raise ValueError(f"start must have a leading axis of probes, {probes}, got {count}")
     _checks.like(start, "start", x, "x", lead=1)
-    return zeros(probes * passes), _frames.cast_like(start, x)
+    return zeros(probes * passes), _frames.pack(_frames.cast_like(start, x))
 
 
-def _advance(measure, state, offset, key):
+def _advance(measure, x, state, offset, key):
     """One pass: steps along the rows are measured and stored, their products are the next rows."""
     steps, rows = state
     probes = _new_directions(rows, steps, key)
-    grad_diffs = measure(probes)
+    grad_diffs = _frames.pack(measure(_frames.unpack(probes, x)))
     steps = jax.tree.map(
         lambda old, new: lax.dynamic_update_slice_in_dim(old, new, offset, 0), steps, probes
     )
@@ -152,7 +157,9 @@ def _new_directions(rows: Any, steps: Any, key: jax.Array) -> Any:
     rows, known = _frames.widen((rows, steps))
     dtype = _frames.compute_dtype(rows)
     no_room = max(32 * eps, 8 * float(jnp.finfo(dtype).eps) ** 0.5)
-    for round_key, nothing in zip(jax.random.split(key), (32 * eps, no_room), strict=True):
+
+    def once(rows, at_round):
+        round_key, nothing = at_round
         fresh = _frames.normal(round_key, rows)
         empty = _frames.peaks(rows) == 0
         rows = jax.tree.map(jnp.add, rows, _frames.scale(empty.astype(dtype), fresh))
@@ -160,5 +167,8 @@ def _new_directions(rows: Any, steps: Any, key: jax.Array) -> Any:
         outside = jax.tree.map(jnp.subtract, rows, inside)
         rounding = _frames.norms(outside) <= nothing * _frames.norms(rows)
         outside = _frames.scale(1 - rounding.astype(dtype), outside)
-        rows = _frames.orthonormal(outside, eps=eps, rtol=eps**0.5).rows
+        return _frames.orthonormal(outside, eps=eps, rtol=eps**0.5).rows, None
+
+    limits = jnp.array([32 * eps, no_room], dtype)
+    rows, _ = lax.scan(once, rows, (jax.random.split(key), limits))
     return _frames.cast_like(rows, steps)

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames
-from lowrank_jax._spectral import eigh, masked_inverse, product, symmetrize
+from lowrank_jax import _checks, _frames, _pieces
+from lowrank_jax._spectral import after, decomposed, eigh, kept_inverse, product, symmetrize
 from lowrank_jax.pairs import SecantPairs, check
 from lowrank_jax.symmetric import SymmetricLowRank
 
@@ -102,30 +102,36 @@ def fit(
 def _fit(
     steps: Any, grad_diffs: Any, extrapolate: Any, rtol: Any, *, least_norm: bool
 ) -> SymmetricLowRank:
-    s, y = _frames.widen((steps, grad_diffs))
+    s, y = map(_frames.pack, _frames.widen((steps, grad_diffs)))
     eps = _frames.resolution(steps)
-    basis = _frames.orthonormal(s, eps=eps, rtol=rtol)
-    q = basis.rows
-    unit, valid = unit_and_validity(basis.scale, s, y)
-    z = _frames.combine(basis.transform * (basis.scale / unit)[None, :], y)
-    a = _frames.gram(z, q)
+    turn = _frames.turned(s, eps=eps, rtol=rtol)
+    unit, valid = unit_and_validity(turn.scale, s, y)
+    per_unit = jnp.where(turn.unit > 0, 1 / unit, 0)  # nothing of what no step goes with
+    rotated = (turn.scale, turn.rotation), (turn.scale, per_unit, turn.rotation)
+    inner, a, zz = _pieces.total(_rotated_products, rotated, s, y)
+    basis = _frames.whitened(turn, inner, s)
+    solve = turn.scale, per_unit, basis.transform
+    a = product(basis.turn, a, basis.chain[-1].T), product(basis.turn, zz, basis.turn.T)
+    a, zz = _pieces.known(a, _inner_products, (basis.chain, solve), s, y)
     m = symmetrize(a)
-    p = jax.tree.map(jnp.subtract, z, _frames.combine(a, q))
+    # A kept w may be mere noise where H has low rank, and then P is noise along its
+    # eigenvector: rotated into eigenvectors first, 1 / w meets that and nothing larger.
+    eye = jnp.eye(len(m), dtype=m.dtype)
+    w, v = (m[0], eye) if least_norm else lax.stop_gradient(eigh(m))
+    factors = _pieces.written(_factors, (basis.chain, solve, a, v), s, y)
 
-    if least_norm:
-        v, c = jnp.eye(len(m), dtype=m.dtype), jnp.zeros_like(m)
-    else:
-        # A kept w may be mere noise where H has low rank, and then P is noise along its
-        # eigenvector: rotated into eigenvectors first, 1 / w meets that and nothing larger.
-        v = lax.stop_gradient(eigh(m)[1])
-        p = _frames.combine(v.T, p)
-        m_v, rank = symmetrize(product(v.T, m, v)), jnp.sum(basis.kept)
-        c = masked_inverse(_extrapolated, m_v, _frames.gram(p, p), rank, extrapolate, eps)
+    c = jnp.zeros_like(m)
+    if not least_norm:
+        # What cancels in P P^T here is below the thresholds that it is compared with.
+        pp = product(v.T, zz - product(a, a.T), v)
+        keep = _extrapolated(w, pp, jnp.sum(basis.kept), extrapolate, eps)
+        m_v = symmetrize(product(v.T, m, v))
+        c = kept_inverse(m_v, *decomposed(m_v, w, after(eye, w)), keep)
     core = unit * jnp.block([[m, v], [v.T, c]])
     valid &= (extrapolate >= 0) & (extrapolate <= 1) & (rtol >= 0) & (rtol <= 1)
     core = core * jnp.where(valid, 1, jnp.nan).astype(core.dtype)
-    factors = jax.tree.map(lambda top, bottom: jnp.concatenate([top, bottom]), q, p)
-    return SymmetricLowRank(_frames.cast_like(factors, steps), core)
+    factors = _frames.cast_like(_frames.unpack(factors, _frames.row(steps)), steps)
+    return SymmetricLowRank(factors, core)
 
 
 def unit_and_validity(scale: jax.Array, steps: Any, grad_diffs: Any) -> tuple:
@@ -136,15 +142,42 @@ def unit_and_validity(scale: jax.Array, steps: Any, grad_diffs: Any) -> tuple:
     return unit, valid
 
 
-def _extrapolated(w, v, pp, rank, extrapolate, eps):
-    """Which eigenvectors of M extrapolate; `pp` is P P^T.
+def _rotated_products(small, s, y):
+    """Of rotated steps and rotated gradient differences: `R R^T`, `Z R^T`, `Z Z^T`."""
+    rows = _frames.through(small[0], s)
+    z = _solution(small[1], y)
+    return _frames.gram(rows, rows), _frames.gram(z, rows), _frames.gram(z, z)
+
+
+def _inner_products(small, s, y):
+    """`A = Z Q^T` and `Z Z^T`."""
+    chain, solve = small
+    z = _solution(solve, y)
+    return _frames.gram(z, _frames.through(chain, s)), _frames.gram(z, z)
+
+
+def _factors(small, s, y):
+    """The rows of Q and of `V^T P`."""
+    chain, solve, a, v = small
+    q = _frames.through(chain, s)
+    p = _solution(solve, y) - _frames.combine(a, q)
+    return jnp.concatenate([q, _frames.combine(v.T, p)])
+
+
+def _solution(solve, y):
+    """Z; scaled before it is combined, as T times the scale of tiny steps would overflow."""
+    scale, per_unit, transform = solve
+    return _frames.combine(transform, _frames.scale(per_unit, _frames.scale(scale, y)))
+
+
+def _extrapolated(w, pp, rank, extrapolate, eps):
+    """Which eigenvectors of M extrapolate; `pp` is P P^T in their basis.
 
     The `floor(extrapolate * rank)` largest |w| (a tie across the cut is
     dropped whole, or permuted points would give another H), if they rise above
-    sqrt(eps) |P_i|, `P_i = v_i^T P`, and above the rounding of the largest row.
+    sqrt(eps) |P_i|, and above the rounding of the largest row.
     """
-    size = jnp.abs(w)
-    outside = jnp.sqrt(jnp.maximum(jnp.sum(v * product(pp, v), axis=0), 0))
+    size, outside = jnp.abs(w), jnp.sqrt(jnp.maximum(jnp.diagonal(pp), 0))
     most = jnp.floor(extrapolate * rank.astype(w.dtype) + 1e-4).astype(rank.dtype)
     descending = jnp.append(-jnp.sort(-size), 0)
     cut = jnp.where(most >= rank, 0, descending[most])

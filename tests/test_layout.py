@@ -7,7 +7,7 @@ import lowrank_jax as lrj
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    {"_checks", "_losses", "_spectral"},
+    {"_checks", "_losses", "_pieces", "_spectral"},
     {"_frames"},
     {"batches", "pairs", "products", "rectangular", "symmetric"},
     {"history", "jacobian", "leading", "probe", "secant", "skeleton"},

@@ -211,8 +211,9 @@ def independent_factorizations(jaxpr):
                 results = walk(inner, inputs if one_to_one else [everything] * len(inner.invars))
                 if one_to_one and len(results) == len(outputs):
                     outputs = results
-                else:
-                    outputs = [everything.union(*results)] * len(outputs)
+                else:  # several are the branches of one conditional
+                    everything = everything.union(*results)
+                    outputs = [everything] * len(outputs)
             if is_factorization(equation):
                 name = f"{equation.primitive.name} {len(seen)}"
                 independent.extend((name, other) for other in seen if other not in everything)

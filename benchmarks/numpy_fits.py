@@ -1,0 +1,64 @@
+"""What one would write in NumPy, in the dtype of the data."""
+
+import numpy as np
+
+
+def secant_fit(s: np.ndarray, y: np.ndarray, extrapolate: float = 2 / 3) -> tuple:
+    """The operator of `lowrank_jax.fit` for independent pairs, by a tall QR.
+
+    `S = R^T Q` gives `Z = R^-T Y`. The inverse of the small R and a product take a tenth of
+    the time of `np.linalg.solve`, which copies Y.
+
+    Args:
+      s: steps, (n, D) or a stack of such.
+      y: gradient differences, of the same shape.
+      extrapolate: as in `lowrank_jax.fit`.
+
+    Returns:
+      Factors B (..., 2n, D) and core K (..., 2n, 2n) of `H = B^T K B`.
+    """
+    n, eps = s.shape[-2], np.finfo(s.dtype).eps
+    columns, r = np.linalg.qr(_transposed(s))
+    q, z = _transposed(columns), _transposed(np.linalg.inv(r)) @ y
+    a = z @ columns
+    m = (a + _transposed(a)) / 2
+    p = z - a @ q
+    w, v = np.linalg.eigh(m)
+    p = _transposed(v) @ p
+    size, outside = np.abs(w), np.linalg.norm(p, axis=-1)
+    ranked = np.concatenate([np.sort(size)[..., ::-1], np.zeros_like(size[..., :1])], axis=-1)
+    cut = ranked[..., int(np.floor(extrapolate * n + 1e-4)), None]
+    noise = 4 * n * eps * np.max(np.hypot(size, outside), axis=-1, keepdims=True)
+    kept = (size > cut * (1 + eps**0.5)) & (size > eps**0.5 * outside) & (size > noise)
+    c = np.where(kept, 1 / np.where(kept, w, 1), 0)[..., None] * np.eye(n, dtype=s.dtype)
+    core = np.block([[m, v], [_transposed(v), c]])
+    return np.concatenate([q, p], axis=-2), core
+
+
+def eigenproblem_fit(x: np.ndarray, y: np.ndarray) -> tuple:
+    """The low-rank Hessian of one cloud by the eigenvalue problem in the coordinates of [X Y].
+
+    G is an orthonormal basis of the columns of X and Y, X' = G^T X, Y' = G^T Y, and
+    `J = Y' Y'^T = U S U^T`, of rank n. An eigenvector `u = G U a` of H with eigenvalue s satisfies
+    `a / s = S^+ U^T Y' X'^T U a`, which is not symmetric.
+
+    Args:
+      x: steps, (D, n).
+      y: gradient differences, (D, n), `y = H x` with H of rank n at least.
+
+    Returns:
+      Eigenvalues s (n,) and eigenvectors (D, n).
+    """
+    n = x.shape[1]
+    g, _ = np.linalg.qr(np.concatenate([x, y], axis=1))
+    x_hat, y_hat = g.T @ x, g.T @ y
+    u, s, _ = np.linalg.svd(y_hat @ y_hat.T)
+    u, s = u[:, :n], s[:n]
+    pseudo_inverse = np.where(s > 0, 1 / np.where(s > 0, s, 1), 0)
+    inverse_values, a = np.linalg.eig(pseudo_inverse[:, None] * (u.T @ y_hat @ x_hat.T @ u))
+    vectors = np.real(g @ (u @ a))
+    return 1 / np.real(inverse_values), vectors / np.linalg.norm(vectors, axis=0)
+
+
+def _transposed(a: np.ndarray) -> np.ndarray:
+    return np.swapaxes(a, -1, -2)

@@ -1,0 +1,70 @@
+"""`H @ v` beside exact products, and how long the first call takes."""
+
+import jax
+
+import lowrank_jax as lrj
+from benchmarks import measure, methods, problems
+from benchmarks.measure import Call
+from benchmarks.options import Options
+
+
+def product(options: Options) -> dict:
+    """One product with 32 factors, one exact product, and one gradient."""
+    points = {
+        "26122 parameters, 1797 images": problems.mlp_point,
+        "26122 parameters, 256 images": lambda: problems.mlp_point(count=256),
+        "1010602 parameters, 256 images": lambda: problems.million_point(256),
+        "1010602 parameters, 1797 images": problems.million_point,
+    }
+    if options.quick:
+        points = dict(list(points.items())[:3])
+    table = methods.available(methods.PRODUCTS, options.methods)
+    cases = {}
+    for name, point in points.items():
+        at = point()
+        calls = {method: of.make(at) for method, of in table.items()}
+        found = measure.compare(calls, "hvp", options.rounds, options.seconds)
+        cases[name] = {"methods": found}
+    return {"unit": "hvp", "cases": cases}
+
+
+def first_call(options: Options) -> dict:
+    """From nothing cached to the first result; where a dense Hessian is too large, to its program.
+
+    In 64 pixels all run. Of parameters, `jax.hessian` is compiled and not run.
+    """
+    points = {
+        "pixels, 20 layers": problems.deep_image_point(),
+        "parameters, digits MLP": problems.mlp_point(steps=0),
+    }
+    if not options.quick:
+        points["parameters, 20 layers"] = problems.deep_point()
+    cases = {}
+    for name, point in points.items():
+        calls = _first_calls(point, runs_dense=name.startswith("pixels"))
+        calls = {n: c for n, c in calls.items() if options.methods is None or n in options.methods}
+        found = measure.compare(calls, "jax.hessian", 1 if options.quick else 7, 0)
+        cases[name] = {"dimension": point.x.size, "methods": found}
+    return {"unit": "jax.hessian", "cases": cases}
+
+
+def _first_calls(point, runs_dense):
+    cloud = problems.cloud(jax.random.key(0), point.x, n=8)
+    loss, args, at_points = point.loss, (point.x, *point.data), (cloud, *point.data)
+    return {
+        "gradient": Call(_from_nothing, (jax.grad, loss, args)),
+        "secant_hessian": Call(_from_nothing, (lrj.secant_hessian, loss, at_points)),
+        "lowrank_hessian": Call(_from_nothing, (_lowrank, loss, args)),
+        "jax.hessian": Call(_from_nothing, (jax.hessian, loss, args, runs_dense)),
+    }
+
+
+def _lowrank(loss):
+    at = lrj.lowrank_hessian(loss, probes=8)
+    return lambda x, *data: at(x, *data, key=jax.random.key(0))
+
+
+def _from_nothing(transform, loss, args, run=True):
+    jax.clear_caches()
+    function = jax.jit(transform(loss))
+    return function(*args) if run else function.lower(*args).compile() and None

@@ -1,0 +1,190 @@
+"""The benchmarks measure what they say, and the results hold what the README shows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowrank_jax as lrj
+from benchmarks import measure, methods, numpy_fits, plot, problems
+from benchmarks.measure import Call
+from tests.reference import low_rank, relative_error
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results/cpu"
+
+
+class Clock:
+    """A clock that stands still unless it is told."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def taking(self, name, durations, seen):
+        """A function that takes these times, one after the other."""
+        durations = iter(durations)
+
+        def function():
+            seen.append(name)
+            self.now += next(durations)
+
+        return function
+
+
+def test_calls_take_turns_after_an_unmeasured_round():
+    clock, seen = Clock(), []
+    calls = {
+        "a": Call(clock.taking("a", [100, 3, 1, 2, 9, 4], seen)),
+        "b": Call(clock.taking("b", [100] + [8] * 5, seen), share=0.5),
+    }
+    found = measure.compare(calls, "a", rounds=5, seconds=0, clock=clock)
+    assert seen == ["a", "b"] * 6
+    assert found["a"]["seconds"] == 3
+    assert found["a"]["quartiles"] == [2, 4]
+    assert found["a"]["fastest"] == 1
+    assert found["b"]["seconds"] == 16
+    assert found["b"]["times_a"] == 16 / 3
+    assert found["b"]["rounds"] == 5
+
+
+def test_rounds_go_on_until_the_time_is_over():
+    clock = Clock()
+    calls = {"a": Call(clock.taking("a", [1] * 100, []))}
+    assert len(measure.interleaved(calls, rounds=7, seconds=20, clock=clock)["a"]) == 20
+
+
+def test_compilation_is_timed_apart():
+    clock = Clock()
+
+    def function(x):
+        clock.now += 5  # while it is traced
+        return x + 1
+
+    call = measure.compiled(function, jnp.zeros(1000, jnp.float32), clock=clock)
+    found = measure.compare({"f": call}, "no unit", rounds=3, seconds=0, clock=clock)["f"]
+    assert found["compile_seconds"] == 5
+    assert found["seconds"] == 0
+    assert found["memory_bytes"]["arguments"] == 4000
+    assert found["memory_bytes"]["output"] == 4000
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
+def test_peak_memory_is_of_the_call_and_not_of_this_process():
+    ours = np.ones(100_000_000)  # 800 MB
+    peaks = [measure.peak_bytes(np.ones, size) for size in (10, 30_000_000)]
+    assert peaks[0] < ours.nbytes
+    assert peaks[1] - peaks[0] == pytest.approx(240e6, rel=0.1)
+
+
+def consistent_pairs(rng, shape):
+    """Steps and their products with an indefinite matrix."""
+    s, h = rng.standard_normal(shape), rng.standard_normal((shape[-1],) * 2)
+    return s, s @ (h + h.T)
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (5, 4, 30)])
+@pytest.mark.parametrize("consistent", [True, False])
+def test_numpy_qr_is_the_fit(rng, shape, consistent):
+    s, y = consistent_pairs(rng, shape)
+    y = y if consistent else y + 0.1 * rng.standard_normal(shape)
+    factors, core = numpy_fits.secant_fit(s, y)
+    fit = lrj.fit if len(shape) == 2 else jax.vmap(lrj.fit)
+    ours = fit(lrj.SecantPairs(s, y))
+    stacks = (x.reshape(-1, *x.shape[-2:]) for x in (s, y, factors, core, ours.factors, ours.core))
+    for s, y, b, k, our_b, our_k in zip(*stacks, strict=True):
+        h = low_rank(b, k)
+        assert relative_error(h, low_rank(np.array(our_b), np.array(our_k))) < 1e-9
+        if consistent:
+            assert relative_error(s @ h, y) < 1e-10
+
+
+def test_the_eigenvalue_problem_is_the_fit_of_least_rank(rng):
+    s, y = consistent_pairs(rng, (5, 40))
+    values, vectors = numpy_fits.eigenproblem_fit(s.T, y.T)
+    h = vectors * values @ vectors.T
+    assert relative_error(s @ h, y) < 1e-8
+    assert relative_error(h, lrj.fit(lrj.SecantPairs(s, y), extrapolate=1).to_dense()) < 1e-8
+
+
+def test_sella_updates_zero_to_the_fit_of_least_norm():
+    pytest.importorskip("sella")
+    pairs = problems.random_pairs((2, 5, 40))
+    found = methods.sella_update(pairs).run()
+    for s, y, h in zip(pairs.steps, pairs.grad_diffs, found, strict=True):
+        ours = lrj.fit(lrj.SecantPairs(s, y), extrapolate=0).to_dense()
+        assert relative_error(h, ours) < 1e-4
+
+
+def test_methods_at_a_point_find_its_hessian():
+    diagonal = np.array([9.0, -7, 5, 3, 2, 1, 0, 0, 0, 0], np.float32)
+
+    def loss(x, diagonal):
+        return jnp.vdot(x, diagonal * x) / 2
+
+    point = problems.Point(loss, jnp.ones(10, jnp.float32), (jnp.asarray(diagonal),))
+    table = methods.available(methods.curvatures([(2, 5)], [7], [4]))
+    for name, method in table.items():
+        call = method.make(point)
+        rank = 4 if name.startswith("eigsh") else 10
+        truth = np.diag(np.where(np.arange(10) < rank, diagonal, 0))
+        assert relative_error(call.run().to_dense(), truth) < 2e-2, name
+        if rank == 4:
+            assert call.function.products >= 8
+
+
+def test_what_is_not_installed_is_left_out_and_said(capsys):
+    table = {"a": methods.Method(None), "b": methods.Method(None, "no_such_package")}
+    assert list(methods.available(table)) == ["a"]
+    assert "no_such_package is not installed" in capsys.readouterr().out
+    assert list(methods.available(table, ["b"])) == []
+
+
+def test_a_run_writes_results_and_where_they_come_from(tmp_path):
+    command = "-m benchmarks.run --quick --problems clouds --methods copy --output"
+    run = subprocess.run(
+        [sys.executable, *command.split(), str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_ENABLE_X64": "0"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / "clouds.json").read_text())
+    assert set(plot.only_case({"clouds": found}, "clouds")) == {"copy"}
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["clouds"]["versions"]["jax"] == jax.__version__
+
+
+def test_the_fastest_setting_as_accurate_as_the_peer_is_chosen():
+    methods_found = {
+        "lanczos 20": {"error": 0.2, "seconds": 3},
+        "lowrank 4x5": {"error": 0.21, "seconds": 1},
+        "lowrank 1x24": {"error": 0.19, "seconds": 2.5},
+        "lowrank 4x6": {"error": 0.2, "seconds": 2},
+    }
+    assert plot.matching(methods_found) == "lowrank 4x6"
+    methods_found["lanczos 20"]["error"] = 0.1
+    assert plot.matching(methods_found) == "lowrank 1x24"
+
+
+@pytest.mark.skipif(not (RESULTS / "environment.json").exists(), reason="no results")
+def test_the_results_hold_the_table_and_the_figures(tmp_path):
+    results = plot.load(RESULTS)
+    assert set(results["environment"]) <= set(results)
+    table = plot.table(results)
+    for row in ("NumPy QR", "NumPy loop", "matfree", "`H @ v`", "first call", "input Hessians"):
+        assert row in table
+    for draw in (plot.draw_speed, plot.draw_accuracy):
+        draw(results).savefig(tmp_path / "figure.png")
+        assert (tmp_path / "figure.png").stat().st_size > 20_000
