@@ -1,5 +1,6 @@
 # Each target makes the environment that it needs: Python and make are enough.
 #   make demo | test | lint             with the default Python
+#   make bench | bench-quick | figures  all benchmarks, the same in minutes, README figures of them
 #   PYTHON=python3.13 make test         with another one
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -7,7 +8,7 @@ VENV := .venv-$(VERSION)
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint bench bench-quick figures format clean
 
 demo: $(READY)
 	$(BIN)/python notebooks/01_quickstart.py
@@ -21,6 +22,18 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# All threads that the machine has, for NumPy as for XLA. Training's small factorizations want one.
+bench: $(VENV)/.ready-bench
+	$(BIN)/python -m benchmarks.run --problems solve clouds parameters attention inputs product compile
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --problems training
+	$(BIN)/python -m benchmarks.plot
+
+bench-quick: $(VENV)/.ready-bench
+	$(BIN)/python -m benchmarks.run --quick
+
+figures: $(VENV)/.ready-bench
+	$(BIN)/python -m benchmarks.plot
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -30,6 +43,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	touch $(READY)
+
+$(VENV)/.ready-bench: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	touch $@
 
 clean:
 	rm -rf .venv-* build dist .pytest_cache .ruff_cache .mypy_cache

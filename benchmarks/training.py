@@ -1,9 +1,8 @@
 """Ill-conditioned training problems: the loss against the gradients and the time that it takes.
 
-    OPENBLAS_NUM_THREADS=1 python -m benchmarks.training
+    OPENBLAS_NUM_THREADS=1 python -m benchmarks.run --problems training
 
-takes some minutes and writes `results/<platform>/training.json`; with `--quick` it takes a minute,
-for a look, and writes nothing.
+takes some minutes. (Its many small factorizations want one thread of linear algebra.)
 
 Every method has the same budget of 2,000 gradients, all counted: those at the steps, in
 line searches and for probes. Where it has a learning rate, it has the best one of 1e-4 ... 1 by
@@ -15,14 +14,8 @@ the methods take turns. The problems are small, and where a gradient takes micro
 is that of the optimiser's own work.
 """
 
-import argparse
-import json
-import os
-import platform
-import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -32,6 +25,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from sklearn.datasets import load_breast_cancer
 
+from benchmarks.options import Options
 from benchmarks.problems import digits, init_mlp, logits
 from lowrank_jax import optim
 
@@ -259,6 +253,21 @@ def compare(problem: Problem, rates: list[float], budget: int, repeats: int) -> 
     return {**about, "methods": {name: entry(name) for name in METHODS}}
 
 
+def training(options: Options) -> dict:
+    """All problems; in a quick run 300 gradients and 3 rates, and the first two problems."""
+    jax.config.update("jax_enable_x64", True)
+    rates, budget, repeats, problems = RATES, BUDGET, REPEATS, PROBLEMS
+    if options.quick:
+        rates, budget, repeats, problems = RATES[3:8:2], 300, 1, PROBLEMS[:2]
+    results = {}
+    for problem in problems:
+        results[problem.__name__] = compare(problem(), rates, budget, repeats)
+        show(problem.__name__, results[problem.__name__])
+    settings = {"budget": budget, "rates": rates, "repeats": repeats, "memory": MEMORY}
+    settings |= {"probes": PROBES, "passes": PASSES, "every": EVERY}
+    return {"settings": settings, "problems": results}
+
+
 def _short(numbers):
     return [float(f"{x:.4g}") for x in numbers]
 
@@ -274,44 +283,3 @@ def show(name: str, found: dict) -> None:
         reached = ("-", "-") if gradients is None else (f"{gradients}", f"{seconds:.3f}")
         row = rate, f"{of['lowest_loss']:.3e}", of["steps"], *reached, f"{of['seconds']:.3f}"
         print(f"  {method:28}" + "".join(f"{cell:>18}" for cell in row), flush=True)
-
-
-def environment() -> dict:
-    """Where the figures come from."""
-    return {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "openblas_threads": os.environ.get("OPENBLAS_NUM_THREADS"),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "optax": optax.__version__,
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="300 gradients, 3 rates, no file")
-    parser.add_argument("--problems", nargs="+", choices=[p.__name__ for p in PROBLEMS])
-    options = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
-    rates, budget, repeats = (RATES[3:8:2], 300, 1) if options.quick else (RATES, BUDGET, REPEATS)
-    results = {}
-    for problem in PROBLEMS:
-        name = problem.__name__
-        if name in (options.problems or [name]):
-            print(f"{name} ...", flush=True)
-            results[name] = compare(problem(), rates, budget, repeats)
-            show(name, results[name])
-    if not options.quick and not options.problems:
-        path = Path(__file__).parent / "results" / jax.default_backend() / "training.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        settings = {"budget": budget, "rates": rates, "repeats": repeats, "memory": MEMORY}
-        settings |= {"probes": PROBES, "passes": PASSES, "every": EVERY}
-        found = {"environment": environment(), "settings": settings, "problems": results}
-        text = re.sub(r"\n\s+(?=[-\d\]])", " ", json.dumps(found, indent=1))  # lists in one line
-        path.write_text(text + "\n")
-        print(f"\nwritten: {path.relative_to(Path.cwd())}")
-
-
-if __name__ == "__main__":
-    main()
