@@ -152,7 +152,7 @@ def _draw_errors(ax, methods):
     """Every setting a dot, a line through those that no quicker one beats, its name beside it."""
     families = {"lowrank": ("lowrank_jax", OURS, "o-", 2, (-14, -14), "right")}
     families["lanczos"] = ("matfree's Lanczos", PEER, "s--", 0, (12, 2), "left")
-    families["eigsh"] = ("SciPy's eigsh", OTHER, "^:", 0, (12, 2), "left")
+    families["eigsh"] = ("SciPy's eigsh", OTHER, "^:", 1, (12, 6), "left")
     for prefix, (name, color, style, near, offset, side) in families.items():
         found = [of for method, of in methods.items() if method.startswith(prefix)]
         points = [(of["times_gradient"], of["error"]) for of in found]

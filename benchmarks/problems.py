@@ -155,6 +155,18 @@ def deep_point() -> Point:
     return mlp_point((*[64] * 20, 10), steps=0, count=256)
 
 
+def deep_layer_point() -> Point:
+    """The 4,096 weights of the first layer of the same network, at 32 images."""
+    first, *others = init_mlp(jax.random.key(0), (*[64] * 20, 10))
+    images, labels = (array[:32] for array in digits())
+
+    def loss(x, images, labels):
+        layer = {"w": x.reshape(64, 64), "b": first["b"]}
+        return mean_loss([layer, *others], images, labels)
+
+    return Point(loss, first["w"].ravel(), (images, labels))
+
+
 def attention_point(steps: int = 100, count: int = 512) -> Point:
     """Two blocks of attention over the eight rows of a digit, 25,408 parameters, at `count` images.
 

@@ -125,22 +125,22 @@ def _small(leaves):
 def gram(a: Any, b: Any) -> jax.Array:
     """Inner products `A B^T`: of n rows with m rows, (n, m), or with one vector, (n,)."""
     dtype = wider(compute_dtype(a), compute_dtype(b))
-    vector = jax.tree.leaves(a)[0].ndim > jax.tree.leaves(b)[0].ndim
-    if vector:
-        b = jax.tree.map(lambda leaf: leaf[None], b)
-    a, b = (pack(jax.tree.map(lambda leaf: leaf.astype(dtype), rows)) for rows in (a, b))
-    products = _pieces.total(_leaf_gram, None, a, b)
-    return products[:, 0] if vector else products
+    a, b = (jax.tree.map(lambda leaf: leaf.astype(dtype), rows) for rows in (a, b))
+    if jax.tree.leaves(a)[0].ndim == jax.tree.leaves(b)[0].ndim:
+        return _pieces.total(_leaf_gram, None, pack(a), pack(b))
+    products = jax.tree.map(functools.partial(_leaf_gram, None), a, b)
+    return functools.reduce(jnp.add, jax.tree.leaves(products))
 
 
 def _leaf_gram(_, x, y):
-    axes = tuple(range(1, x.ndim))
-    return jnp.tensordot(x, y, (axes, axes), precision=lax.Precision.HIGHEST)
+    point = x.ndim - 1
+    axes = tuple(range(1, x.ndim)), tuple(range(y.ndim - point, y.ndim))
+    return jnp.tensordot(x, y, axes, precision=lax.Precision.HIGHEST)
 
 
 def dot(u: Any, v: Any) -> jax.Array:
     """The inner product of two vectors."""
-    return gram(jax.tree.map(lambda leaf: leaf[None], u), v)[0]
+    return gram(*(jax.tree.map(lambda leaf: leaf[None], x) for x in (u, v)))[0, 0]
 
 
 def combine(coefficients: jax.Array, rows: Any) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from lowrank_jax._spectral import eigh, masked_inverse, svd
+from lowrank_jax._spectral import eigh, either, masked_inverse, svd
 from tests import draws, reference
 
 
@@ -81,3 +81,14 @@ def test_spans_of_singular_vectors_differentiate(rng, shape, values):
 def test_singular_vectors_of_nothing_have_no_columns():
     u, s, v = svd(jnp.zeros((0, 3)))
     assert (u.shape, s.shape, v.shape) == ((0, 0), (0,), (3, 0))
+
+
+def test_of_a_batch_either_takes_the_second_way_where_the_first_fails_in_one():
+    def choose(x):
+        return either(x > 0, lambda x: 10 * x, lambda x: 100 * x, x)
+
+    x = np.array([[1.0, 2.0], [3.0, -4.0]])
+    assert choose(x[0, 0]) == 10
+    np.testing.assert_array_equal(jax.vmap(choose)(x[0]), 10 * x[0])
+    np.testing.assert_array_equal(jax.vmap(choose)(x[1]), 100 * x[1])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(jax.vmap(choose)))(x), 100 * x)

@@ -1,0 +1,100 @@
+"""Passes in pieces, and packed leaves: the same numbers and derivatives as in one piece."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowrank_jax as lrj
+from lowrank_jax import _frames, _pieces
+from tests import draws, reference
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(_pieces, "SIZE", 64)
+
+
+def scaled_gram(t, x, y):
+    return t * _frames.gram(x, y)
+
+
+def products(t, x, y):
+    return _frames.combine(t, x) - y
+
+
+def trees(rng):
+    """Two sets of three rows; one leaf has a rest, one fits its pieces, one is not cut."""
+    shapes = {"rest": (50,), "fits": (21, 3), "small": (4,)}
+    return [{name: rng.normal(size=(3, *shape)) for name, shape in shapes.items()} for _ in "xy"]
+
+
+def dense(rows):
+    return np.concatenate([np.reshape(leaf, (3, -1)) for leaf in jax.tree.leaves(rows)], axis=1)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_sum_and_rows_of_pieces_are_those_of_the_whole(rng):
+    x, y = trees(rng)
+    t = rng.normal(size=(2, 3))
+    summed = jax.jit(lambda x, y: _pieces.total(scaled_gram, 2.0, x, y))
+    assert "while" in summed.lower(x, y).as_text()
+    np.testing.assert_allclose(summed(x, y), 2 * dense(x) @ dense(y).T, rtol=1e-13)
+    y = jax.tree.map(lambda leaf: leaf[:2], y)
+    rows = jax.jit(lambda x, y: _pieces.written(products, t, x, y))
+    assert "while" in rows.lower(x, y).as_text()
+    for found, a, b in zip(*map(jax.tree.leaves, (rows(x, y), x, y)), strict=True):
+        np.testing.assert_allclose(found, np.tensordot(t, a, 1) - b, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_derivatives_of_pieces_are_those_of_the_whole_and_contain_no_loop(rng):
+    (x, y), t = trees(rng), rng.normal(size=(3, 3))
+
+    def both(t, x, y):
+        total = jnp.sum(_pieces.total(scaled_gram, t[0, 0], x, y) ** 2)
+        known = jnp.sum(_pieces.known(jnp.ones((3, 3)), scaled_gram, t[0, 0], x, y))
+        rows = _pieces.written(products, t, x, y)
+        return total + known + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(rows))
+
+    def truth(t, x, y):
+        x, y = (
+            jnp.concatenate([leaf.reshape(3, -1) for leaf in jax.tree.leaves(rows)], axis=1)
+            for rows in (x, y)
+        )
+        gram = t[0, 0] * x @ y.T
+        return jnp.sum(gram**2) + jnp.sum(gram) + jnp.sum((t @ x - y) ** 2)
+
+    found, expected = (jax.grad(f, argnums=(0, 1, 2))(t, x, y) for f in (both, truth))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+    assert "while" not in jax.jit(jax.grad(both)).lower(t, x, y).as_text()
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("extrapolate", [0, 2 / 3])
+def test_a_fit_in_pieces_is_the_fit(rng, extrapolate):
+    s = rng.normal(size=(5, 173))
+    y = s @ draws.symmetric(rng, 173)
+    fit = jax.jit(lambda s, y: lrj.fit(lrj.SecantPairs(s, y), extrapolate=extrapolate))
+    assert "while" in fit.lower(s, y).as_text()
+    truth = reference.fit(s, y, extrapolate)
+    assert reference.relative_error(fit(s, y).to_dense(), truth) < 1e-11
+    traces = jax.vmap(lambda s, y: fit(s, y).trace())
+    found = traces(np.stack([s, 2 * s]), np.stack([y, y]))
+    np.testing.assert_allclose(found, np.trace(truth) * np.array([1, 0.5]), rtol=1e-10)
+
+
+def test_packed_rows_unpack_to_what_they_were(rng):
+    rows = {"a": rng.normal(size=(3, 2, 2)), "big": rng.normal(size=(3, 70_000))}
+    rows |= {"b": rng.normal(size=(3,)), "none": np.zeros((3, 0))}
+    v = jax.tree.map(lambda leaf: leaf[0], rows)
+    packed = _frames.pack(rows)
+    assert [leaf.shape for leaf in packed] == [(3, 5), (3, 70_000)]
+    twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), packed)
+    jax.tree.map(
+        lambda found, leaf: np.testing.assert_array_equal(found, np.concatenate([leaf, leaf])),
+        _frames.unpack(twice, v),
+        rows,
+    )
+    mixed = {"a": rows["a"], "b": np.float32(rows["b"])}
+    assert _frames.pack(mixed) is mixed
