@@ -151,7 +151,7 @@ def draw_accuracy(results: dict) -> plt.Figure:
 def _draw_errors(ax, methods):
     """Every setting a dot, a line through those that no quicker one beats, its name beside it."""
     families = {"lowrank": ("lowrank_jax", OURS, "o-", 2, (-14, -14), "right")}
-    families["lanczos"] = ("matfree's Lanczos", PEER, "s--", 0, (12, 2), "left")
+    families["lanczos"] = ("matfree's Lanczos", PEER, "s--", 0, (0, 10), "left")
     families["eigsh"] = ("SciPy's eigsh", OTHER, "^:", 1, (12, 6), "left")
     for prefix, (name, color, style, near, offset, side) in families.items():
         found = [of for method, of in methods.items() if method.startswith(prefix)]

@@ -209,8 +209,8 @@ assert np.median(off[~trusted]) > 2 * np.median(off[trusted])
 # %% [markdown]
 # ## 2. Ill-conditioned problems
 #
-# Four problems; all figures come from `python -m benchmarks.run --problems training`, which takes minutes and
-# writes the file that is read here.
+# Four problems; all figures come from `python -m benchmarks.run --problems training`, which
+# takes minutes and writes the file that is read here.
 #
 # * **Least squares** in 100 unknowns whose Hessian has eigenvalues from 1 to 1e-6.
 # * **Logistic regression** on scikit-learn's breast cancer data, with the 30 features
