@@ -52,6 +52,16 @@ def fit(pairs: lrj.SecantPairs) -> Call:
     return compiled(jax.vmap(lrj.fit) if batched else lrj.fit, pairs)
 
 
+def fit_by_256(pairs: lrj.SecantPairs) -> Call:
+    """Ours, 256 clouds at a time: what these need fits the cache."""
+    return compiled(lambda pairs: jax.lax.map(lrj.fit, pairs, batch_size=256), pairs)
+
+
+def write(pairs: lrj.SecantPairs) -> Call:
+    """The least that makes an operator: an array of the factors' shape is written."""
+    return compiled(lambda pairs: jnp.concatenate([pairs.steps, pairs.grad_diffs], -2), pairs)
+
+
 def copy(pairs: lrj.SecantPairs) -> Call:
     """The limit: both arrays are read, and arrays of their size written."""
     return compiled(lambda pairs: jax.tree.map(lambda x: x + 1, pairs), pairs)
@@ -196,11 +206,13 @@ def _direction(point: Point) -> jax.Array:
 
 SOLVES = {
     "fit": Method(fit),
+    "write": Method(write),
     "numpy_qr": Method(numpy_qr),
     "numpy_qr 1 thread": Method(numpy_qr_one_thread),
     "copy": Method(copy),
 }
 CLOUDS = SOLVES | {
+    "fit by 256": Method(fit_by_256),
     "numpy_loop": Method(numpy_loop),
     "lapack_eigh": Method(lapack_eigh),
     "sella": Method(sella_update, "sella"),

@@ -353,6 +353,8 @@ def orthonormal(rows: Any, *, eps: float, rtol: Any = 0.0) -> Basis:
     (each to its own unit norm would mix clean rows with noise), the second
     resolves them. A Cholesky factor of what is by then nearly the identity whitens the rest.
 
+    Where a Cholesky factor shows that no direction is short, its inverse stands for both rounds.
+
     The rotations are multiplied up as small matrices and applied to the given rows
     at once. Data at the rows then see the very matrix that the rows saw: what rounding did
     to the product of the rotations is no error, only another choice of combinations.
@@ -394,14 +396,15 @@ def turned(rows: Any, *, eps: float, rtol: Any = 0.0) -> Turned:
 def _rotations(eps, rtol, rows, shift, unit, inner):
     """The two rotations of unit rows with the Gram matrix `inner`, and the threshold after them.
 
-    Where the inverse of a Cholesky factor shows that no direction is short, it is all that
-    the rotations are for, at a fraction of their cost.
+    Where the inverse of a Cholesky factor shows that no direction is short, and none near what
+    would be dropped, it does all that the rotations are for, at a fraction of their cost.
     """
     n = len(inner)
+    cut = jnp.maximum(rtol, 2 * math.sqrt(2 * n) * eps) * math.sqrt(n)
     root = jnp.linalg.cholesky(inner, symmetrize_input=False)
     inverse = jax.scipy.linalg.solve_triangular(root, jnp.eye(n, dtype=inner.dtype), lower=True)
     size = jnp.linalg.norm(inverse)  # at least one over the smallest singular value of the rows
-    easy = (size < 10 * math.sqrt(n)) & (rtol * math.sqrt(n) * size < 1)
+    easy = (size < 10 * math.sqrt(n)) & (cut * size < 1)
 
     def one_factor(inverse, *_):
         low = jnp.full(n, math.sqrt(n) * eps, inverse.dtype)

@@ -52,3 +52,14 @@ def test_rotated_rows_that_noise_left_parallel_are_one_direction():
     kept = np.array([True, True, True, True, False])
     dropped = _frames._entangled(jnp.asarray(rows @ rows.T), jnp.asarray(kept))
     np.testing.assert_array_equal(dropped, [False, True, False, True, False])
+
+
+@pytest.mark.parametrize(
+    ("eps", "apart", "rank"),
+    [(2**-23, 4 * 2**-23, 3), (2**-23, 40 * 2**-23, 4), (2**-7, 0.08, 3), (2**-7, 1, 4)],
+)
+def test_steps_apart_by_less_than_their_rounding_are_one_direction(rng, eps, apart, rank):
+    """Of unit rows, 8 eps here; 0.08 is one that a Cholesky factor alone would keep."""
+    q = np.linalg.qr(rng.normal(size=(20, 20)))[0][:4]
+    rows = np.stack([*q[:3], q[0] + apart * q[3]])
+    assert np.sum(_frames.orthonormal(rows, eps=eps).kept) == rank
