@@ -102,7 +102,8 @@ def fit(
 def _fit(
     steps: Any, grad_diffs: Any, extrapolate: Any, rtol: Any, *, least_norm: bool
 ) -> SymmetricLowRank:
-    s, y = map(_frames.pack, _frames.widen((steps, grad_diffs)))
+    wide = _frames.widen((steps, grad_diffs))
+    s, y = map(_frames.pack, wide)
     eps = _frames.resolution(steps)
     turn = _frames.turned(s, eps=eps, rtol=rtol)
     unit, valid = unit_and_validity(turn.scale, s, y)
@@ -130,7 +131,7 @@ def _fit(
     core = unit * jnp.block([[m, v], [v.T, c]])
     valid &= (extrapolate >= 0) & (extrapolate <= 1) & (rtol >= 0) & (rtol <= 1)
     core = core * jnp.where(valid, 1, jnp.nan).astype(core.dtype)
-    factors = _frames.cast_like(_frames.unpack(factors, _frames.row(steps)), steps)
+    factors = _frames.cast_like(_frames.unpack(factors, _frames.row(wide[0])), steps)
     return SymmetricLowRank(factors, core)
 
 
