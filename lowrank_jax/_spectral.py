@@ -53,9 +53,9 @@ def after(x: jax.Array, earlier: jax.Array) -> jax.Array:
 
 
 def either(condition: jax.Array, f: Callable, g: Callable, *args: Any) -> Any:
-    """F of the arguments where the condition holds, else g; of a batch, g where it fails in one.
+    """F of the arguments where the condition holds, else g; of a batch, g only if one needs it.
 
-    A batched `lax.cond` would always compute both.
+    A batched `lax.cond` always computes both.
     """
 
     @jax.custom_batching.custom_vmap
@@ -64,9 +64,17 @@ def either(condition: jax.Array, f: Callable, g: Callable, *args: Any) -> Any:
 
     @choose.def_vmap
     def _(axis_size, in_batched, condition, args):
-        axes = jax.tree.map(lambda batched: 0 if batched else None, in_batched[1])
-        batch = [jax.vmap(h, in_axes=tuple(axes), axis_size=axis_size) for h in (f, g)]
-        out = either(jnp.all(condition), *batch, *args)
+        axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
+
+        def all_f(condition, args):
+            return jax.vmap(lambda _, args: f(*args), axes, axis_size=axis_size)(condition, args)
+
+        def each(condition, args):
+            return jax.vmap(lambda c, args: lax.cond(c, f, g, *args), axes, axis_size=axis_size)(
+                condition, args
+            )
+
+        out = either(jnp.all(condition), all_f, each, condition, args)
         return out, jax.tree.map(lambda _: True, out)
 
     return choose(condition, args)

@@ -83,12 +83,14 @@ def test_singular_vectors_of_nothing_have_no_columns():
     assert (u.shape, s.shape, v.shape) == ((0, 0), (0,), (3, 0))
 
 
-def test_of_a_batch_either_takes_the_second_way_where_the_first_fails_in_one():
+def test_either_of_a_batch_is_the_choice_of_each():
     def choose(x):
         return either(x > 0, lambda x: 10 * x, lambda x: 100 * x, x)
 
     x = np.array([[1.0, 2.0], [3.0, -4.0]])
+    expected = np.array([[10, 20], [30, -400]])
     assert choose(x[0, 0]) == 10
-    np.testing.assert_array_equal(jax.vmap(choose)(x[0]), 10 * x[0])
-    np.testing.assert_array_equal(jax.vmap(choose)(x[1]), 100 * x[1])
-    np.testing.assert_array_equal(jax.jit(jax.vmap(jax.vmap(choose)))(x), 100 * x)
+    for row, of_row in zip(x, expected, strict=True):
+        np.testing.assert_array_equal(jax.vmap(choose)(row), of_row)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(jax.vmap(choose)))(x), expected)
+    assert "stablehlo.case" in jax.jit(jax.vmap(choose)).lower(x[0]).as_text()
