@@ -160,7 +160,7 @@ def combine(coefficients: jax.Array, rows: Any) -> Any:
 
 
 def _pairwise(t: jax.Array, x: jax.Array) -> jax.Array:
-    if len(x) <= 16:
+    if len(x) <= 8:
         return _product(t, x)
     half = len(x) // 2
     return _pairwise(t[:, :half], x[:half]) + _pairwise(t[:, half:], x[half:])
