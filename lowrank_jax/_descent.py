@@ -61,7 +61,7 @@ def direction(steps: Any, grad_diffs: Any, age: jax.Array, grad: Any, damping: A
     transform, quality = _weighted(basis.transform * size[None, :], r, basis.kept, age)
     # Y is scaled before it is combined: the scale of tiny steps times T would overflow.
     y = _frames.scale(1 / unit, _frames.scale(basis.scale, y))
-    z = _frames.combine(transform * reciprocal(size)[None, :], y)
+    z = _frames.combine(transform * reciprocal(size)[None, :], y, pairwise=True)
     a = _frames.gram(z, q)
     m = _symmetric(a, *quality)
 

@@ -143,24 +143,24 @@ def dot(u: Any, v: Any) -> jax.Array:
     return gram(*(jax.tree.map(lambda leaf: leaf[None], x) for x in (u, v)))[0, 0]
 
 
-def combine(coefficients: jax.Array, rows: Any) -> Any:
+def combine(coefficients: jax.Array, rows: Any, *, pairwise: bool = False) -> Any:
     """`T B`: a (k, n) matrix times n rows gives k rows, an (n,) vector gives one vector.
 
-    Each leaf comes back in its own dtype. The sum over n for rows is taken pairwise above
-    32 terms: large T with cancelling terms is the rule there (ill-conditioned
-    steps), and the rounding of a running sum of 64 such terms is twice as large.
+    Each leaf comes back in its own dtype. Where T makes orthonormal rows of ill-conditioned ones,
+    terms cancel, and the rounding of a running sum of 64 is twice that of a pairwise one: the
+    latter is taken above 32 rows where `pairwise` asks for it.
     """
 
     def leaf_combine(x):
         dtype = wider(x.dtype, coefficients.dtype)
-        sum_over_n = _pairwise if coefficients.ndim == 2 and len(x) > 32 else _product
+        sum_over_n = _pairwise if pairwise and len(x) > 32 else _product
         return sum_over_n(coefficients.astype(dtype), x.astype(dtype)).astype(x.dtype)
 
     return jax.tree.map(leaf_combine, rows)
 
 
 def _pairwise(t: jax.Array, x: jax.Array) -> jax.Array:
-    if len(x) <= 8:
+    if len(x) <= 4:
         return _product(t, x)
     half = len(x) // 2
     return _pairwise(t[:, :half], x[:half]) + _pairwise(t[:, half:], x[half:])
@@ -333,7 +333,7 @@ def through(chain: tuple[jax.Array, ...], rows: Any) -> Any:
     d, *transforms = chain
     rows = scale(d, rows)
     for transform in transforms:
-        rows = combine(transform, rows)
+        rows = combine(transform, rows, pairwise=True)
     return rows
 
 
@@ -562,4 +562,4 @@ def _frame_jvp(primals, tangents):
     d_coordinates = gram(d_rows, q)
     outside = jax.tree.map(jnp.subtract, d_rows, combine(d_coordinates, q))
     d_inverse = -product(inverse, d_coordinates, inverse)
-    return here, Frame(combine(inverse, outside), d_coordinates, d_inverse)
+    return here, Frame(combine(inverse, outside, pairwise=True), d_coordinates, d_inverse)

@@ -168,7 +168,8 @@ def _factors(small, s, y):
 def _solution(solve, y):
     """Z; scaled before it is combined, as T times the scale of tiny steps would overflow."""
     scale, per_unit, transform = solve
-    return _frames.combine(transform, _frames.scale(per_unit, _frames.scale(scale, y)))
+    y = _frames.scale(per_unit, _frames.scale(scale, y))
+    return _frames.combine(transform, y, pairwise=True)
 
 
 def _extrapolated(w, pp, rank, extrapolate, eps):
