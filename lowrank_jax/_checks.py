@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path, tree_structure
 
 
@@ -47,6 +48,18 @@ def rows(tree: Any, name: str) -> tuple[Any, int]:
                 f"{path} must have the leading axis of {first}, {count[0]}, got shape {leaf.shape}"
             )
     return tree, count[0]
+
+
+def array(value: Any, name: str, shape: tuple[int, ...]) -> None:
+    """One real floating-point array of that shape, not a pytree of several.
+
+    Raises:
+      TypeError: for anything else.
+      ValueError: for another shape.
+    """
+    found = _float_array(value, name).shape
+    if found != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {found}")
 
 
 def like(
@@ -137,6 +150,36 @@ def count(value: Any, name: str, low: int) -> None:
         raise ValueError(f"{name} must be at least {low}, got {value}")
 
 
+def flag(value: Any, name: str) -> None:
+    """True or False.
+
+    Raises:
+      TypeError: for anything else, a traced value too: it decides what is computed.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def function(value: Any, name: str) -> None:
+    """Something to be called.
+
+    Raises:
+      TypeError: for anything else.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {type(value).__name__}")
+
+
+def instance(value: Any, name: str, kind: type) -> None:
+    """An object of one of the library's classes.
+
+    Raises:
+      TypeError: for anything else.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+
+
 def key(value: Any) -> None:
     """One random key, typed or raw.
 
@@ -148,7 +191,8 @@ def key(value: Any) -> None:
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not typed and dtype != jnp.uint32:
         raise TypeError(f"key must be a random key, such as jax.random.key(0), got {value!r}")
-    if jnp.ndim(value) != (0 if typed else 1):
+    expected = () if typed else jax.eval_shape(jax.random.PRNGKey, 0).shape
+    if jnp.shape(value) != expected:
         raise ValueError(f"key must be one random key, got an array of shape {jnp.shape(value)}")
 
 
@@ -160,9 +204,9 @@ def _float_array(leaf: Any, path: str) -> jax.Array:
 
 
 def _dtype(leaf: Any, path: str, expected: str = "an array") -> Any:
+    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
+        raise TypeError(f"{path} must be {expected}, got {type(leaf).__name__}")
     try:
-        if leaf is None:
-            raise TypeError("None stands for a default dtype")
         return jnp.result_type(leaf)
-    except TypeError as error:
-        raise TypeError(f"{path} must be {expected}, got {type(leaf).__name__}") from error
+    except TypeError as error:  # a dtype that JAX has not, such as text
+        raise TypeError(f"{path} must be {expected}, got dtype {np.asarray(leaf).dtype}") from error

@@ -34,7 +34,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lowrank_jax import _frames
+from lowrank_jax import _frames, _rows
 from lowrank_jax._spectral import eigh, product, reciprocal, symmetrize
 from lowrank_jax.secant import unit_and_validity
 
@@ -50,28 +50,28 @@ def direction(steps: Any, grad_diffs: Any, age: jax.Array, grad: Any, damping: A
       grad: the vector g.
       damping: None, or a number in place of c and of every `min(|e_i|, c)`.
     """
-    s, y, g = (_frames.widen(tree) for tree in (steps, grad_diffs, grad))
-    eps = _frames.resolution(steps)
+    s, y, g = _rows.widen((steps, grad_diffs, grad))
+    eps = _rows.resolution(steps)
     basis = _frames.orthonormal(s, eps=eps)
     q = basis.rows
     unit, _ = unit_and_validity(basis.scale, s, y)
-    r = _frames.gram(_frames.scale(basis.scale, s), q)
+    r = _rows.gram(_rows.scale(basis.scale, s), q)
     size = jnp.linalg.norm(r, axis=1)
     r = r * reciprocal(size)[:, None]
     transform, quality = _weighted(basis.transform * size[None, :], r, basis.kept, age)
     # Y is scaled before it is combined: the scale of tiny steps times T would overflow.
-    y = _frames.scale(1 / unit, _frames.scale(basis.scale, y))
-    z = _frames.combine(transform * reciprocal(size)[None, :], y, pairwise=True)
-    a = _frames.gram(z, q)
+    y = _rows.scale(1 / unit, _rows.scale(basis.scale, y))
+    z = _rows.combine(transform * reciprocal(size)[None, :], y, pairwise=True)
+    a = _rows.gram(z, q)
     m = _symmetric(a, *quality)
 
     w, v = eigh(m)
-    p = _frames.minus(z, _frames.combine(a, q))
-    q, p = _frames.combine(v.T, q), _frames.combine(v.T, p)
-    outside = _frames.norms(p)
+    p = _rows.minus(z, _rows.combine(a, q))
+    q, p = _rows.combine(v.T, q), _rows.combine(v.T, p)
+    outside = _rows.norms(p)
     top = jnp.max(jnp.hypot(w, outside))
     if damping is None:
-        first = jnp.maximum(_frames.norm(g), 1) / unit
+        first = jnp.maximum(_rows.norm(g), 1) / unit
         newest = r[jnp.argmin(age)]
         c = _complement(newest, product(newest, a, newest), z, top, first)
         noise = jnp.minimum(jnp.linalg.norm(product(v.T, m - a), axis=1), c)
@@ -84,15 +84,15 @@ def direction(steps: Any, grad_diffs: Any, age: jax.Array, grad: Any, damping: A
     d = jnp.where(d > rounding, d, c)
     slant = jnp.where(curved, jnp.sign(w), 0) / d
     g = jax.tree.map(lambda x: x / unit, g)
-    return _frames.cast_like(_solved(q, p, d, slant, c, g), grad)
+    return _rows.cast_like(_solved(q, p, d, slant, c, g), grad)
 
 
 def _solved(q, p, d, slant, c, g):
     """The x with B x = g, by the two equations of this module's text; slant is sign(w) / d."""
-    inside = _frames.gram(q, g)
-    u = _frames.minus(_frames.reject(g, q), _frames.combine(slant * inside, p))
-    u = jax.tree.map(lambda x: x / c, _frames.reject(u, q))
-    x = _frames.combine(inside / d - slant * _frames.gram(p, u), q)
+    inside = _rows.gram(q, g)
+    u = _rows.minus(_rows.reject(g, q), _rows.combine(slant * inside, p))
+    u = jax.tree.map(lambda x: x / c, _rows.reject(u, q))
+    x = _rows.combine(inside / d - slant * _rows.gram(p, u), q)
     return jax.tree.map(jnp.add, x, u)
 
 
@@ -125,6 +125,6 @@ def _complement(newest, slope, z, top, first):
     It is at most the largest curvature measured, and |g| before any was, so that the first
     step is no longer than 1.
     """
-    y = _frames.norm(_frames.combine(newest, z))
+    y = _rows.norm(_rows.combine(newest, z))
     measured = jnp.where(slope == 0, top, jnp.minimum(y * y * reciprocal(jnp.abs(slope)), top))
     return jnp.where(measured > 0, measured, first)

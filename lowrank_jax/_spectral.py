@@ -10,6 +10,7 @@ They are `custom_jvp`s whose rules call the functions themselves, hence
 differentiate in both modes and more than once.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -70,11 +71,15 @@ def either(condition: jax.Array, f: Callable, g: Callable, *args: Any) -> Any:
             return jax.vmap(lambda _, args: f(*args), axes, axis_size=axis_size)(condition, args)
 
         def each(condition, args):
-            return jax.vmap(lambda c, args: lax.cond(c, f, g, *args), axes, axis_size=axis_size)(
-                condition, args
-            )
+            def choose_one(condition, args):
+                return jax.tree.map(functools.partial(jnp.where, condition), f(*args), g(*args))
 
-        out = either(jnp.all(condition), all_f, each, condition, args)
+            return jax.vmap(choose_one, axes, axis_size=axis_size)(condition, args)
+
+        if jax.device_count() > 1:  # a batch over devices need not know of all its lanes
+            out = each(condition, args)
+        else:
+            out = either(jnp.all(condition), all_f, each, condition, args)
         return out, jax.tree.map(lambda _: True, out)
 
     return choose(condition, args)

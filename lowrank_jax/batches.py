@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from lowrank_jax import _checks, _frames, _losses
+from lowrank_jax import _checks, _losses, _rows
 
 
 def mean_gradient(
@@ -37,7 +37,8 @@ def mean_gradient(
       can't be jitted. An entry that is not finite in one batch is not finite in the result.
 
     Raises:
-      TypeError: for batches that are an iterator or can't be iterated over. From the function
+      TypeError: for batches that are an iterator or can't be iterated over, a loss that is no
+        function, or a progress that is no bool. From the function
         returned: under `jit`, `vmap` or `grad`, or for params or a value of the loss that
         are not real floating-point.
       ValueError: from the function returned: for no batches, a batch without leaves or whose
@@ -59,10 +60,12 @@ def mean_gradient(
       [9, 1]
     """
     _check_rereadable(batches)
+    _checks.function(loss, "loss")
+    _checks.flag(progress, "progress")
 
     def add(totals, params, batch):
-        n = float(_frames.length(batch))
-        grad = _frames.widen(_losses.gradient(loss, 0, (batch,))(params))
+        n = float(_rows.length(batch))
+        grad = _rows.widen(_losses.gradient(loss, 0, (batch,))(params))
         return _plus(totals, jax.tree.map(lambda g: n * g, grad))
 
     add = jax.jit(add, donate_argnums=0)
@@ -130,7 +133,7 @@ def _shown(batches, progress):
 
 
 def _zeros(params):
-    dtype = _frames.compute_dtype(params)
+    dtype = _rows.compute_dtype(params)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), params)
 
 
@@ -152,4 +155,4 @@ def _mean(totals, examples, params):
     def corrected(s, rest):
         return jnp.where(jnp.isfinite(s), s + rest, s) / examples  # inf - inf in the rest
 
-    return _frames.cast_like(jax.tree.map(corrected, *totals), params)
+    return _rows.cast_like(jax.tree.map(corrected, *totals), params)

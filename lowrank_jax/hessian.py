@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowrank_jax import _checks, _frames, _losses
+from lowrank_jax import _checks, _losses, _rows
 from lowrank_jax._losses import Argnums
 from lowrank_jax.pairs import SecantPairs, centered, secant_pairs
 from lowrank_jax.probe import pairs_on_host, probe_pairs
@@ -187,6 +187,7 @@ def lowrank_hessian_from_gradient(
       >>> bool(jnp.allclose(h.diagonal(), stiffness, atol=1e-2))
       True
     """
+    _checks.function(grad_fn, "grad_fn")
     curvature = from_differences(probes, passes, extrapolate, batch_size, start, step)
 
     def hessian_at(x, *args, key):
@@ -239,6 +240,8 @@ def lowrank_hessian_on_host(
       >>> [round(float(s), 2) for s in h.truncate(2).eigenvalues()]
       [5.0, -2.0]
     """
+    _checks.function(grad_fn, "grad_fn")
+    _checks.flag(progress, "progress")
     _checks.count(probes, "probes", 1)
     _checks.count(passes, "passes", 1)
     _checks.between(extrapolate, "extrapolate", 0, 1)
@@ -382,7 +385,7 @@ def _checked(grad_fn, x):
     def gradient(y):
         grad = _checks.vector(grad_fn(y), "grad_fn(x)")
         _checks.like(grad, "grad_fn(x)", x, "x")
-        return _frames.cast_like(grad, x)
+        return _rows.cast_like(grad, x)
 
     return gradient
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames
+from lowrank_jax import _checks, _rows
 from lowrank_jax.pairs import SecantPairs, rounded
 
 
@@ -69,7 +69,7 @@ def init(params: Any, size: int) -> History:
         return jnp.zeros((), jnp.int32)
 
     # Each array is its own, so that a history can be donated.
-    norms = jnp.zeros((size, 2), _frames.compute_dtype(params))
+    norms = jnp.zeros((size, 2), _rows.compute_dtype(params))
     return History(ring(), ring(), norms, point(), point(), count(), count())
 
 
@@ -94,7 +94,7 @@ def push(history: History, params: Any, grads: Any) -> History:
       grads: the gradient there, of the same structure; taken in the dtypes of the history.
 
     Raises:
-      TypeError: for leaves that are not real floating-point arrays.
+      TypeError: for leaves that are not real floating-point arrays, or anything but a `History`.
       ValueError: for structures or shapes that differ from the history's.
 
     Example:
@@ -107,21 +107,22 @@ def push(history: History, params: Any, grads: Any) -> History:
              [4., 2.],
              [0., 2.]], dtype=float32)
     """
+    _checks.instance(history, "history", History)
     new = []
     for tree, name in ((params, "params"), (grads, "grads")):
         tree = _checks.vector(tree, name)
         _checks.like(tree, name, history.params, "the history")
-        new.append(_frames.cast_like(tree, history.params))
+        new.append(_rows.cast_like(tree, history.params))
     return _push(history, *new)
 
 
 @jax.jit
 def _push(history, params, grads):
-    step = _frames.minus(params, history.params)
-    grad_diff = _frames.minus(grads, history.grads)
-    finite = _frames.finite((params, grads, step, grad_diff))
+    step = _rows.minus(params, history.params)
+    grad_diff = _rows.minus(grads, history.grads)
+    finite = _rows.finite((params, grads, step, grad_diff))
     first = history.points == 0
-    moved = first | (_frames.norm(step) > 0)
+    moved = first | (_rows.norm(step) > 0)
     index = (history.points - 1) % len(history.norms)
 
     def write(ring, row):
@@ -133,7 +134,7 @@ def _push(history, params, grads):
         return jnp.where(finite, new, old)
 
     ends = ((history.params, params), (history.grads, grads))
-    norms = jnp.stack([jnp.maximum(*map(_frames.norm, pair)) for pair in ends])
+    norms = jnp.stack([jnp.maximum(*map(_rows.norm, pair)) for pair in ends])
     return History(
         jax.tree.map(write, history.steps, step),
         jax.tree.map(write, history.grad_diffs, grad_diff),
@@ -174,8 +175,7 @@ def pairs(history: History) -> SecantPairs:
       >>> [round(float(s), 3) for s in fit(pairs(history)).truncate(2).eigenvalues()]
       [4.0, -2.0]
     """
-    if not isinstance(history, History):
-        raise TypeError(f"history must be a History, got {type(history).__name__}")
+    _checks.instance(history, "history", History)
     return _pairs(history)
 
 
@@ -185,11 +185,12 @@ def _pairs(history):
     used = ages < history.points - 1
     later = used[:, None] & (age(history)[None, :] <= ages[:, None])
     later = later.astype(history.norms.dtype)
-    steps, grad_diffs = (_frames.combine(later, x) for x in (history.steps, history.grad_diffs))
+    steps, grad_diffs = (_rows.combine(later, x) for x in (history.steps, history.grad_diffs))
     return rounded(steps, grad_diffs, steps, grad_diffs, *jnp.max(history.norms, axis=0))
 
 
 def age(history: History) -> jax.Array:
     """(size,): 0 for the row of the newest pair, 1 for the one before, ...; of unused rows too."""
+    _checks.instance(history, "history", History)
     size = len(history.norms)
     return (history.points - 2 - jnp.arange(size, dtype=jnp.int32)) % size

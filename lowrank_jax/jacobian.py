@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lowrank_jax import _checks, _frames
+from lowrank_jax import _checks, _frames, _rows
 from lowrank_jax.rectangular import LowRank
 
 
@@ -57,6 +57,7 @@ def lowrank_jacobian(f: Callable, probes: int) -> Callable:
       >>> bool(jnp.allclose(a @ jnp.ones(5), jnp.array([5.0, 50.0, 0.0]), atol=1e-3))
       True
     """
+    _checks.function(f, "f")
     _checks.count(probes, "probes", 1)
 
     def jacobian(x, *args, key):
@@ -64,18 +65,18 @@ def lowrank_jacobian(f: Callable, probes: int) -> Callable:
         _checks.key(key)
         y, jvp = jax.linearize(lambda x: _checks.point(f(x, *args), "f(x)"), x)
         vjp = jax.linear_transpose(jvp, x)
-        m, p, b = _frames.size(x), _frames.size(y), (3 * probes + 5) // 2
-        core = jnp.eye(min(b, m, p), dtype=_frames.compute_dtype((x, y)))
+        m, p, b = _rows.size(x), _rows.size(y), (3 * probes + 5) // 2
+        core = jnp.eye(min(b, m, p), dtype=_rows.compute_dtype((x, y)))
         if b >= m and m <= p:
-            right = _frames.identity(x)
+            right = _rows.identity(x)
             return LowRank(jax.vmap(jvp)(right), core, right)
         if b >= p:
-            left = _frames.identity(y)
+            left = _rows.identity(y)
         else:
-            directions = _frames.normal(key, x, (b,))
+            directions = _rows.normal(key, x, (b,))
             images = jax.vmap(jvp)(jax.tree.map(lambda leaf: leaf * m**-0.5, directions))
-            rows = _frames.orthonormal(_frames.widen(images), eps=_frames.resolution(y)).rows
-            left = _frames.cast_like(rows, images)
+            rows = _frames.orthonormal(_rows.widen(images), eps=_rows.resolution(y)).rows
+            left = _rows.cast_like(rows, images)
         (right,) = jax.vmap(vjp)(left)
         return LowRank(left, core, right)
 

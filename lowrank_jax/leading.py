@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames, _losses
+from lowrank_jax import _checks, _losses, _rows
 from lowrank_jax._spectral import eigh, product, reciprocal, symmetrize
 from lowrank_jax.rectangular import LowRank
 
@@ -125,19 +125,19 @@ def top_eigenpair(loss: Callable, argnums: _losses.Argnums = 0) -> Callable:
         gradient = _losses.gradient(loss, argnums, rest)
 
         def hvp(v):
-            return _frames.widen(jax.jvp(gradient, (x,), (_frames.cast_like(v, x),))[1])
+            return _rows.widen(jax.jvp(gradient, (x,), (_rows.cast_like(v, x),))[1])
 
-        eps = _frames.resolution(x)
+        eps = _rows.resolution(x)
         value, vector = _dominant(hvp, start, eps)
         value, vector = _root(hvp, value, _signed(vector, vector), eps)
-        return value, _frames.cast_like(vector, x)
+        return value, _rows.cast_like(vector, x)
 
     return pair_at
 
 
 @jax.jit
 def _triplet_of_matrix(a):
-    wide = _frames.widen(a)
+    wide = _rows.widen(a)
     like = jnp.zeros(a.shape[1], wide.dtype)
     sigma, u, v = _triplet(lambda x: product(wide, x), like)
     return sigma, u.astype(a.dtype), v.astype(a.dtype)
@@ -145,40 +145,40 @@ def _triplet_of_matrix(a):
 
 @jax.jit
 def _triplet_of_operator(a):
-    return _triplet(a.mv, _checked_pattern(_frames.row(a.right), "a.right"))
+    return _triplet(a.mv, _checked_pattern(_rows.row(a.right), "a.right"))
 
 
 def _triplet(a, like):
     image, push = jax.linearize(lambda v: _checks.vector(a(v), "a(v)"), like)
     pull = jax.linear_transpose(push, like)
-    dtype = _frames.compute_dtype((like, image))
+    dtype = _rows.compute_dtype((like, image))
     entries = _entries(image, "a(v)")
 
     def wide(tree):
         return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
     def forward(v):
-        return wide(push(_frames.cast_like(v, like)))
+        return wide(push(_rows.cast_like(v, like)))
 
     def backward(u):
-        return wide(pull(_frames.cast_like(u, image))[0])
+        return wide(pull(_rows.cast_like(u, image))[0])
 
     start = wide(_unit_vector(jax.random.key(0), like))
 
     def swap(pair):
         return forward(pair[1]), backward(pair[0])
 
-    unit = 1 / _frames.power_of_two(_frames.norm(forward(start)))
-    eps = max(_frames.resolution(like), _frames.resolution(image))
+    unit = 1 / _rows.power_of_two(_rows.norm(forward(start)))
+    eps = max(_rows.resolution(like), _rows.resolution(image))
     _, v = _dominant(
-        lambda v: _frames.times(unit, backward(_frames.times(unit, forward(v)))), start, eps
+        lambda v: _rows.times(unit, backward(_rows.times(unit, forward(v)))), start, eps
     )
     u = lax.stop_gradient(forward(v))
-    sigma = _frames.norm(u)
+    sigma = _rows.norm(u)
     inverse = reciprocal(sigma)  # where A v = 0, u is any unit vector
     u = jax.tree.map(lambda x: jnp.where(sigma == 0, entries**-0.5, x * inverse), u)
     sigma, (u, v) = _root(swap, sigma, _signed((u, v), v), eps)
-    return sigma, _frames.cast_like(u, image), _frames.cast_like(v, like)
+    return sigma, _rows.cast_like(u, image), _rows.cast_like(v, like)
 
 
 class _Search(NamedTuple):
@@ -205,7 +205,7 @@ def _dominant(product: Callable, start: Any, eps: float) -> tuple[jax.Array, Any
     start, closed = lax.stop_gradient((start, closed))
     # The linear part alone: what does not depend on the vector is computed once.
     product = jax.linearize(lambda v: pure(v, *closed), start)[1]
-    size = _frames.size(start)
+    size = _rows.size(start)
     count = min(BASIS, size)
     cycles = 1 if count == size else CYCLES  # the whole space: nothing to restart for
     root, noise_size = 10 * size**0.5, 64 * eps / size**0.5
@@ -227,35 +227,35 @@ def _dominant(product: Callable, start: Any, eps: float) -> tuple[jax.Array, Any
         return (search.error > 16 * eps) & ~floor & (search.cycle < cycles)
 
     rows = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), start)
-    zero, large = jnp.zeros_like(_frames.norm(start)), jnp.full_like(_frames.norm(start), jnp.inf)
+    zero, large = jnp.zeros_like(_rows.norm(start)), jnp.full_like(_rows.norm(start), jnp.inf)
     none = jnp.zeros((), jnp.int32)
     first = _Search(rows, rows, start, none, zero, large, large, none, none)
     last = lax.while_loop(unfinished, cycle, first)
     vector = jax.tree.map(lambda leaf: leaf[0], last.basis)
     flag = jnp.where(last.error < eps**0.5, 1, jnp.nan).astype(last.value.dtype)
-    length = jnp.sqrt(_frames.dot(vector, vector))
-    return flag * last.value, _frames.times(flag / length, vector)
+    length = jnp.sqrt(_rows.dot(vector, vector))
+    return flag * last.value, _rows.times(flag / length, vector)
 
 
 def _restarted(search: _Search) -> _Search:
     """Rayleigh-Ritz in a full basis; the half of largest magnitude is kept, with its images."""
-    values, vectors = eigh(symmetrize(_frames.gram(search.basis, search.images)))
+    values, vectors = eigh(symmetrize(_rows.gram(search.basis, search.images)))
     order = jnp.argsort(-jnp.abs(values))
     count = len(values)
     half = max(count // 2, 1)
 
     ends = jnp.stack([order[0], jnp.where(order[0] == 0, count - 1, 0)])
-    ritz = _frames.combine(vectors[:, ends].T, search.basis)
-    image = _frames.combine(vectors[:, ends].T, search.images)
+    ritz = _rows.combine(vectors[:, ends].T, search.basis)
+    image = _rows.combine(vectors[:, ends].T, search.images)
     top, other = jnp.abs(values[ends])
-    residual = _frames.norms(jax.tree.map(jnp.subtract, image, _frames.scale(values[ends], ritz)))
+    residual = _rows.norms(jax.tree.map(jnp.subtract, image, _rows.scale(values[ends], ritz)))
     error = jnp.maximum(residual[0], other + residual[1] - top) * reciprocal(top)
 
     kept = jnp.where((jnp.arange(count) < half)[:, None], vectors[:, order].T, 0)
     falls = error < 0.9 * search.best
     return search._replace(
-        basis=_frames.combine(kept, search.basis),
-        images=_frames.combine(kept, search.images),
+        basis=_rows.combine(kept, search.basis),
+        images=_rows.combine(kept, search.images),
         filled=jnp.full_like(search.filled, half),
         value=values[order[0]],
         error=error,
@@ -270,12 +270,10 @@ def _next_row(image: Any, basis: Any, noise: Any) -> Any:
 
     The noise is above the rounding of the first projection, which may lie within the basis.
     """
-    v = jax.tree.map(
-        lambda x, y: x + y, _frames.times(reciprocal(_frames.norm(image)), image), noise
-    )
+    v = jax.tree.map(lambda x, y: x + y, _rows.times(reciprocal(_rows.norm(image)), image), noise)
     for _ in range(2):
-        v = _frames.reject(v, basis)
-        v = _frames.times(reciprocal(jnp.sqrt(_frames.dot(v, v))), v)
+        v = _rows.reject(v, basis)
+        v = _rows.times(reciprocal(jnp.sqrt(_rows.dot(v, v))), v)
     return v
 
 
@@ -286,7 +284,7 @@ def _root(product: Callable, value: jax.Array, vector: Any, eps: float) -> tuple
     eigenvalue of M is larger in magnitude: `I - M / lambda` is positive semidefinite.
     """
     value, vector = lax.stop_gradient((value, vector))
-    size = _frames.dot(vector, vector)
+    size = _rows.dot(vector, vector)
     inverse = reciprocal(value)
     unit = jax.tree.map(lambda leaf: (leaf / jnp.sqrt(size))[None], vector)
 
@@ -294,18 +292,18 @@ def _root(product: Callable, value: jax.Array, vector: Any, eps: float) -> tuple
         w, value = pair
         image = product(w)
         # A linear solve can be transposed only if all of its right side depends on the input.
-        tie = 0 * _frames.dot(vector, image)
+        tie = 0 * _rows.dot(vector, image)
         residual = jax.tree.map(lambda m, x: m - value * x + tie, image, w)
-        return residual, (size - _frames.dot(w, w)) / 2 + tie
+        return residual, (size - _rows.dot(w, w)) / 2 + tie
 
     def bordered(linear, right):
         residual, scalar = right
-        along = _frames.dot(vector, residual) / size
+        along = _rows.dot(vector, residual) / size
 
         def operator(p):
-            return _frames.times(-inverse, linear((p, jnp.zeros_like(value)))[0])
+            return _rows.times(-inverse, linear((p, jnp.zeros_like(value)))[0])
 
-        solution = _frames.times(-inverse, _conjugate_gradients(operator, residual, unit, eps))
+        solution = _rows.times(-inverse, _conjugate_gradients(operator, residual, unit, eps))
         step = jax.tree.map(lambda x, w: x - scalar / size * w, solution, vector)
         return step, -along
 
@@ -324,22 +322,22 @@ def _conjugate_gradients(operator: Callable, b: Any, null: Any, eps: float) -> A
     It is orthogonal to `null`. NaN where P b has parts along other eigenvalues of B below
     about sqrt(eps); what is left of b by rounding is taken for 0.
     """
-    scale = _frames.power_of_two(_frames.norm(b))
-    b = _frames.times(1 / scale, b)
-    noise = (16 * eps) ** 2 * _frames.dot(b, b)
-    b = _frames.reject(_frames.reject(b, null), null)
-    b = _frames.times(jnp.where(_frames.dot(b, b) <= noise, 0, 1).astype(noise.dtype), b)
-    bb = _frames.dot(b, b)
+    scale = _rows.power_of_two(_rows.norm(b))
+    b = _rows.times(1 / scale, b)
+    noise = (16 * eps) ** 2 * _rows.dot(b, b)
+    b = _rows.reject(_rows.reject(b, null), null)
+    b = _rows.times(jnp.where(_rows.dot(b, b) <= noise, 0, 1).astype(noise.dtype), b)
+    bb = _rows.dot(b, b)
 
     def step(state):
         x, r, p, rr, _, count = state
         bp = operator(p)
-        bend = _frames.dot(p, bp)
-        solvable = bend > eps**0.5 * _frames.dot(p, p)
+        bend = _rows.dot(p, bp)
+        solvable = bend > eps**0.5 * _rows.dot(p, p)
         length = jnp.where(solvable, rr * reciprocal(bend), 0)
-        x, r = _frames.plus(x, length, p), _frames.reject(_frames.plus(r, -length, bp), null)
-        new = _frames.dot(r, r)
-        return x, r, _frames.plus(r, new / rr, p), new, solvable, count + 1
+        x, r = _rows.plus(x, length, p), _rows.reject(_rows.plus(r, -length, bp), null)
+        new = _rows.dot(r, r)
+        return x, r, _rows.plus(r, new / rr, p), new, solvable, count + 1
 
     def unfinished(state):
         *_, rr, solvable, count = state
@@ -348,7 +346,7 @@ def _conjugate_gradients(operator: Callable, b: Any, null: Any, eps: float) -> A
     zero = jax.tree.map(jnp.zeros_like, b)
     first = (zero, b, b, bb, jnp.array(True), jnp.zeros((), jnp.int32))
     x, _, _, rr, _, _ = lax.while_loop(unfinished, step, first)
-    return _frames.times(jnp.where(rr <= eps * bb, scale, jnp.nan), x)
+    return _rows.times(jnp.where(rr <= eps * bb, scale, jnp.nan), x)
 
 
 def _checked_pattern(tree, name):
@@ -365,15 +363,15 @@ def _checked_pattern(tree, name):
 
 def _entries(v, name):
     """How many entries a vector has, at least one."""
-    count = _frames.size(v)
+    count = _rows.size(v)
     if not count:
         raise ValueError(f"{name} must have at least one entry, got {jax.tree.map(jnp.shape, v)}")
     return count
 
 
 def _unit_vector(key, like):
-    drawn = _frames.normal(key, _frames.widen(like))
-    return _frames.times(1 / _frames.norm(drawn), drawn)
+    drawn = _rows.normal(key, _rows.widen(like))
+    return _rows.times(1 / _rows.norm(drawn), drawn)
 
 
 def _signed(vector, by):
@@ -381,7 +379,7 @@ def _signed(vector, by):
     flat = [leaf.ravel() for leaf in jax.tree.leaves(by) if leaf.size]
     entries = jnp.stack([leaf[jnp.argmax(jnp.abs(leaf))] for leaf in flat])
     entry = entries[jnp.argmax(jnp.abs(entries))]
-    return _frames.times(jnp.where(entry < 0, -1, 1).astype(entry.dtype), vector)
+    return _rows.times(jnp.where(entry < 0, -1, 1).astype(entry.dtype), vector)
 
 
 def _set_row(rows, i, v):

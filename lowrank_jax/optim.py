@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from lowrank_jax import _checks, _frames, history
+from lowrank_jax import _checks, _rows, history
 from lowrank_jax._descent import direction
 from lowrank_jax._spectral import reciprocal
 from lowrank_jax.hessian import lowrank_hessian
@@ -98,13 +98,14 @@ def scale_by_secant(
         _require(params, "scale_by_secant")
         past = state.history
         if grad_fn is not None:
+            _checks.function(grad_fn, "grad_fn")
             begun = past.points > 0
             last = jax.tree.map(lambda old, new: jnp.where(begun, old, new), past.params, params)
             past = history.push(past, last, grad_fn(last))
         past = history.push(past, params, updates)
         fixed = None if damping is None else jnp.asarray(damping, past.norms.dtype)
         scaled = direction(past.steps, past.grad_diffs, history.age(past), updates, fixed)
-        usable = _frames.finite(updates)
+        usable = _rows.finite(updates)
         scaled = jax.tree.map(lambda x: jnp.where(usable, x, 0), scaled)
         return scaled, ScaleBySecantState(past)
 
@@ -234,6 +235,8 @@ def precondition_top_curvature(
       >>> bool(loss(x) < 1.001 * loss(jnp.ones(8).at[0].set(1 / 501)))
       True
     """
+    _checks.instance(inner, "inner", optax.GradientTransformation)
+    _checks.function(loss, "loss")
     for value, name in ((probes, "probes"), (passes, "passes"), (every, "every")):
         _checks.count(value, name, 1)
     _checks.key(key)
@@ -245,7 +248,7 @@ def precondition_top_curvature(
         rows = jax.tree.map(
             lambda x: jnp.broadcast_to(jnp.zeros_like(x), (probes, *x.shape)), params
         )
-        values = jnp.zeros(probes, _frames.compute_dtype(params))
+        values = jnp.zeros(probes, _rows.compute_dtype(params))
         count, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         # A copy of the key: a donated state must not take the caller's with it.
         known = jnp.copy(key), values, rows, skipped
@@ -253,13 +256,15 @@ def precondition_top_curvature(
 
     def update(updates, state, params=None, *, curvature_args=(), **extra_args):
         _require(params, "precondition_top_curvature")
+        updates = _checks.vector(updates, "updates")
+        _checks.like(updates, "updates", params, "params")
 
         def refreshed(key, values, rows, skipped):
             key, now = jax.random.split(key)
             hessian_at = lowrank_hessian(loss, probes, passes=passes, start=rows, batch_size=1)
             found = hessian_at(params, *curvature_args, key=now).eigh()
             found = jax.tree.map(lambda x: x[:probes], found)
-            usable = _frames.finite(found)
+            usable = _rows.finite(found)
             s, u = jax.tree.map(lambda x, y: jnp.where(usable, x, y), found, (values, rows))
             return key, s, u, skipped + (~usable).astype(jnp.int32)
 
@@ -271,19 +276,19 @@ def precondition_top_curvature(
         rate = jnp.asarray(learning_rate, s.dtype)
         size = jnp.abs(s)
         size = size + jnp.finfo(s.dtype).eps ** 0.5 * jnp.max(size)
-        newton = _frames.combine(-rate * along * reciprocal(size), _frames.widen(u))
+        newton = _rows.combine(-rate * along.astype(s.dtype) * reciprocal(size), _rows.widen(u))
         rest, inner_state = inner.update(rest, state.inner, params, **extra_args)
-        update = jax.tree.map(jnp.add, newton, _frames.widen(_split(rest, u)[1]))
+        update = jax.tree.map(jnp.add, *_rows.widen((newton, _split(rest, u)[1])))
         state = PreconditionTopCurvatureState(state.count + 1, key, s, u, skipped, inner_state)
-        return _frames.cast_like(update, rest), state
+        return _rows.cast_like(update, rest), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _split(v, rows):
     """The coordinates of v in orthonormal rows, and the rest of it."""
-    wide, rows = _frames.widen(v), _frames.widen(rows)
-    return _frames.gram(rows, wide), _frames.cast_like(_frames.reject(wide, rows), v)
+    wide, rows = _rows.widen((v, rows))
+    return _rows.gram(rows, wide), _rows.cast_like(_rows.reject(wide, rows), v)
 
 
 def _require(params, name):

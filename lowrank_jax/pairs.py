@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames, _losses
+from lowrank_jax import _checks, _losses, _rows
 
 
 class SecantPairs(NamedTuple):
@@ -123,7 +123,7 @@ def anchored(points: Any, grads: Any, anchor: Any, anchor_grad: Any) -> SecantPa
     )
     _checks.like(anchor, "anchor", points, "one of points", pattern_lead=1)
     _checks.like(anchor_grad, "anchor_grad", points, "one of points", pattern_lead=1)
-    anchor, anchor_grad = _frames.cast_like((anchor, anchor_grad), (points, grads))
+    anchor, anchor_grad = _rows.cast_like((anchor, anchor_grad), (points, grads))
     return _anchored(points, grads, anchor, anchor_grad)
 
 
@@ -170,12 +170,10 @@ def concatenate(*pairs: SecantPairs) -> SecantPairs:
         _checks.like(
             each.steps, "each set's steps", sets[0].steps, "the first set", lead=1, pattern_lead=1
         )
-    steps, grad_diffs = jax.tree.map(
-        lambda *leaves: jnp.concatenate(leaves), *[(each.steps, each.grad_diffs) for each in sets]
-    )
+    steps, grad_diffs = _rows.joined(*[(each.steps, each.grad_diffs) for each in sets])
     if all(each.rounding is None for each in sets):
         return SecantPairs(steps, grad_diffs)
-    return SecantPairs(steps, grad_diffs, jnp.concatenate([rounding(each) for each in sets]))
+    return SecantPairs(steps, grad_diffs, _rows.joined(*map(rounding, sets)))
 
 
 def secant_pairs(
@@ -211,12 +209,15 @@ def secant_pairs(
       >>> bool(jnp.allclose(pairs.grad_diffs, 2 * pairs.steps))
       True
     """
+    _checks.function(pairing, "pairing")
     if batch_size is not None:
         _checks.count(batch_size, "batch_size", 1)
 
     def pairs_of_points(*args):
         points, _, grads, aux = evaluate(loss, argnums, args, has_aux, batch_size)
         pairs = pairing(points, grads)
+        if not isinstance(pairs, SecantPairs):
+            raise TypeError(f"pairing must return SecantPairs, got {type(pairs).__name__}")
         return (pairs, aux) if has_aux else pairs
 
     return pairs_of_points
@@ -229,7 +230,7 @@ def evaluate(
     points, rest = _losses.split(argnums, args)
     points, _ = _checks.rows(points, "points")
     at_point = jax.value_and_grad(_losses.at(loss, argnums, rest, has_aux=has_aux), has_aux=has_aux)
-    out, grads = _frames.each(at_point, points, batch_size)
+    out, grads = _rows.each(at_point, points, batch_size)
     values, aux = out if has_aux else (out, None)
     return points, values, grads, aux
 
@@ -246,9 +247,9 @@ def check(pairs: SecantPairs) -> tuple[SecantPairs, int]:
     steps, n = _checks.rows(pairs.steps, "pairs.steps")
     grad_diffs, _ = _checks.rows(pairs.grad_diffs, "pairs.grad_diffs")
     _checks.like(grad_diffs, "pairs.grad_diffs", steps, "pairs.steps")
-    if pairs.rounding is not None and jnp.shape(pairs.rounding) != (n,):
-        shape = jnp.shape(pairs.rounding)
-        raise ValueError(f"pairs.rounding must have shape ({n},), got {shape}")
+    if pairs.rounding is not None:
+        _checks.array(pairs.rounding, "pairs.rounding", (n,))
+    steps, grad_diffs = _rows.spread((steps, grad_diffs))
     return SecantPairs(steps, grad_diffs, pairs.rounding), n
 
 
@@ -256,8 +257,8 @@ def rounding(pairs: SecantPairs) -> jax.Array:
     """Each pair's relative rounding error, (n,); that of the dtype where it is unknown."""
     if pairs.rounding is not None:
         return jnp.asarray(pairs.rounding)
-    dtype = _frames.compute_dtype(pairs.steps)
-    return jnp.full(_frames.length(pairs.steps), _frames.resolution(pairs.steps), dtype)
+    dtype = _rows.compute_dtype(pairs.steps)
+    return jnp.full(_rows.length(pairs.steps), _rows.resolution(pairs.steps), dtype)
 
 
 def _cloud(points, grads):
@@ -266,35 +267,35 @@ def _cloud(points, grads):
     _checks.like(grads, "grads", points, "points")
     if n == 0:
         raise ValueError("points must hold at least one point, got a leading axis of 0")
-    return points, grads
+    return _rows.spread((points, grads))
 
 
 @jax.jit
 def _centered(points, grads):
-    n = _frames.length(points)
-    mean = jnp.full((n,), 1 / n, _frames.compute_dtype((points, grads)))
+    n = _rows.length(points)
+    mean = jnp.full((n,), 1 / n, _rows.compute_dtype((points, grads)))
 
     def from_mean(rows):
         near = _differences(rows, _first(rows))
-        return _differences(near, _frames.combine(mean, near))
+        return _differences(near, _rows.combine(mean, near))
 
     steps, grad_diffs = from_mean(points), from_mean(grads)
-    steps = _frames.scale(_resolved(steps, points), steps)
+    steps = _rows.scale(_resolved(steps, points), steps)
     return rounded(steps, grad_diffs, points, grads, _largest(points), _largest(grads))
 
 
 @jax.jit
 def _anchored(points, grads, anchor, anchor_grad):
     steps, grad_diffs = _differences(points, anchor), _differences(grads, anchor_grad)
-    size = jnp.maximum(_largest(points), _frames.norm(anchor))
-    grad_size = jnp.maximum(_largest(grads), _frames.norm(anchor_grad))
+    size = jnp.maximum(_largest(points), _rows.norm(anchor))
+    grad_size = jnp.maximum(_largest(grads), _rows.norm(anchor_grad))
     return rounded(steps, grad_diffs, points, grads, size, grad_size)
 
 
 @jax.jit
 def _successive(points, grads):
     def forward(rows):
-        return _frames.minus(_rest(rows), jax.tree.map(lambda x: x[:-1], rows))
+        return _rows.minus(_rest(rows), jax.tree.map(lambda x: x[:-1], rows))
 
     steps, grad_diffs = forward(points), forward(grads)
     return rounded(steps, grad_diffs, points, grads, _largest(points), _largest(grads))
@@ -305,10 +306,10 @@ def rounded(steps, grad_diffs, points, grads, size, grad_size):
 
     `size` and `grad_size` are the norms of the largest point and gradient that took part.
     """
-    steps, grad_diffs = _frames.cast_like(steps, points), _frames.cast_like(grad_diffs, grads)
-    eps = _frames.resolution((steps, grad_diffs))
-    dtype = _frames.compute_dtype((steps, grad_diffs))
-    sizes = (_frames.norms(steps), _frames.norms(grad_diffs), size, grad_size)
+    steps, grad_diffs = _rows.cast_like(steps, points), _rows.cast_like(grad_diffs, grads)
+    eps = _rows.resolution((steps, grad_diffs))
+    dtype = _rows.compute_dtype((steps, grad_diffs))
+    sizes = (_rows.norms(steps), _rows.norms(grad_diffs), size, grad_size)
     step, grad_diff, size, grad_size = (x.astype(dtype) for x in sizes)
     used = step > 0
     step = jnp.where(used, step, 1)
@@ -330,15 +331,15 @@ def _resolved(steps, points):
         return jnp.any(resolved | jnp.isnan(s), axis=tuple(range(1, s.ndim)))
 
     found = jax.tree.leaves(jax.tree.map(leaf_resolved, steps, points))
-    return functools.reduce(jnp.logical_or, found).astype(_frames.compute_dtype(points))
+    return functools.reduce(jnp.logical_or, found).astype(_rows.compute_dtype(points))
 
 
 def _largest(rows):
-    return jnp.max(_frames.norms(rows), initial=0)
+    return jnp.max(_rows.norms(rows), initial=0)
 
 
 def _differences(rows, one):
-    return _frames.minus(rows, jax.tree.map(lambda a: a[None], one))
+    return _rows.minus(rows, jax.tree.map(lambda a: a[None], one))
 
 
 def _first(rows):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames
+from lowrank_jax import _checks, _frames, _rows
 from lowrank_jax.pairs import SecantPairs
 
 
@@ -55,7 +55,7 @@ def probe_pairs(
       JAX compiles at every call outside `jit`.
 
     Raises:
-      TypeError: for leaves that are not real floating-point arrays.
+      TypeError: for leaves that are not real floating-point arrays, or options of a wrong type.
       ValueError: for probes or passes below 1, or a start or products that do not fit x.
 
     Source: Musco and Musco, Randomized block Krylov methods for stronger and faster
@@ -70,6 +70,7 @@ def probe_pairs(
       >>> bool(jnp.allclose(pairs.steps @ pairs.steps.T, jnp.eye(4), atol=1e-5))
       True
     """
+    _checks.function(product, "product")
     _checks.count(probes, "probes", 1)
     _checks.count(passes, "passes", 1)
     if batch_size is not None:
@@ -82,16 +83,16 @@ def probe_pairs(
         def measure(v):
             y = _checks.vector(product(x, v, *args), "product(x, v)")
             _checks.like(y, "product(x, v)", x, "x")
-            return _frames.cast_like(y, x)
+            return _rows.cast_like(y, x)
 
         def body(state, at_pass):
-            return _advance(lambda v: _frames.each(measure, v, batch_size), x, state, *at_pass)
+            return _advance(lambda v: _rows.each(measure, v, batch_size), x, state, *at_pass)
 
         offsets = probes * jnp.arange(passes)
         state = _begin(x, probes, passes, start)
         (steps, _), grad_diffs = lax.scan(body, state, (offsets, jax.random.split(key, passes)))
         grad_diffs = jax.tree.map(lambda y, s: y.reshape(s.shape), grad_diffs, steps)
-        return SecantPairs(*(_frames.unpack(rows, x) for rows in (steps, grad_diffs)))
+        return SecantPairs(*(_rows.unpack(rows, x) for rows in (steps, grad_diffs)))
 
     return pairs_at
 
@@ -109,7 +110,7 @@ def pairs_on_host(
         state, grad_diffs = _advance(measure, x, state, probes * i, subkey)
         measured.append(grad_diffs)
     grad_diffs = jax.tree.map(lambda *y: jnp.concatenate(y), *measured)
-    return SecantPairs(*(_frames.unpack(rows, x) for rows in (state[0], grad_diffs)))
+    return SecantPairs(*(_rows.unpack(rows, x) for rows in (state[0], grad_diffs)))
 
 
 def _begin(x, probes, passes, start):
@@ -117,25 +118,21 @@ def _begin(x, probes, passes, start):
 
     Both packed, as all rows here are.
     """
-
-    def zeros(count):
-        rows = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), x)
-        return _frames.pack(rows)
-
+    steps = _rows.pack(_rows.zeros(x, probes * passes))
     if start is None:
-        return zeros(probes * passes), zeros(probes)
+        return steps, _rows.pack(_rows.zeros(x, probes))
     start, count = _checks.rows(start, "start")
     if count != probes:
         raise ValueError(f"start must have a leading axis of probes, {probes}, got {count}")
     _checks.like(start, "start", x, "x", lead=1)
-    return zeros(probes * passes), _frames.pack(_frames.cast_like(start, x))
+    return steps, _rows.pack(_rows.cast_like(start, x))
 
 
 def _advance(measure, x, state, offset, key):
     """One pass: steps along the rows are measured and stored, their products are the next rows."""
     steps, rows = state
     probes = _new_directions(rows, steps, key)
-    grad_diffs = _frames.pack(measure(_frames.unpack(probes, x)))
+    grad_diffs = _rows.pack(measure(_rows.unpack(probes, x)))
     steps = jax.tree.map(
         lambda old, new: lax.dynamic_update_slice_in_dim(old, new, offset, 0), steps, probes
     )
@@ -153,22 +150,22 @@ def _new_directions(rows: Any, steps: Any, key: jax.Array) -> Any:
     orthonormal or random, and one of which less than 8 sqrt(eps) is left has found
     no room: of random rows in a space that is full, rounding is left.
     """
-    eps = _frames.resolution(steps)
-    rows, known = _frames.widen((rows, steps))
-    dtype = _frames.compute_dtype(rows)
+    eps = _rows.resolution(steps)
+    rows, known = _rows.widen((rows, steps))
+    dtype = _rows.compute_dtype(rows)
     no_room = max(32 * eps, 8 * float(jnp.finfo(dtype).eps) ** 0.5)
 
     def once(rows, at_round):
         round_key, nothing = at_round
-        fresh = _frames.normal(round_key, rows)
-        empty = _frames.peaks(rows) == 0
-        rows = jax.tree.map(jnp.add, rows, _frames.scale(empty.astype(dtype), fresh))
-        inside = _frames.combine(_frames.gram(rows, known), known)
+        fresh = _rows.normal(round_key, rows)
+        empty = _rows.peaks(rows) == 0
+        rows = jax.tree.map(jnp.add, rows, _rows.scale(empty.astype(dtype), fresh))
+        inside = _rows.combine(_rows.gram(rows, known), known)
         outside = jax.tree.map(jnp.subtract, rows, inside)
-        rounding = _frames.norms(outside) <= nothing * _frames.norms(rows)
-        outside = _frames.scale(1 - rounding.astype(dtype), outside)
+        rounding = _rows.norms(outside) <= nothing * _rows.norms(rows)
+        outside = _rows.scale(1 - rounding.astype(dtype), outside)
         return _frames.orthonormal(outside, eps=eps, rtol=eps**0.5).rows, None
 
     limits = jnp.array([32 * eps, no_room], dtype)
     rows, _ = lax.scan(once, rows, (jax.random.split(key), limits))
-    return _frames.cast_like(rows, steps)
+    return _rows.cast_like(rows, steps)

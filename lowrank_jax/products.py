@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames, _losses
+from lowrank_jax import _checks, _losses, _rows
 
 
 def hvp(loss: Callable, argnums: _losses.Argnums = 0) -> Callable:
@@ -87,6 +87,7 @@ def gradient_difference(
     """
     if step is not None:
         _checks.positive(step, "step")
+    _checks.flag(central, "central")
 
     def product(x, v, *args):
         x, v = _point_and_vector(x, v, "v")
@@ -95,7 +96,7 @@ def gradient_difference(
         if not central:
             return difference(gradient, x, gradient(x), v, h)
         unit, size = _direction(v)
-        ahead, behind = _frames.plus(x, h, unit), _frames.plus(x, -h, unit)
+        ahead, behind = _rows.plus(x, h, unit), _rows.plus(x, -h, unit)
         return _quotient(ahead, gradient(ahead), behind, gradient(behind), unit, size)
 
     return product
@@ -131,6 +132,7 @@ def gauss_newton_product(model: Callable, loss: Callable) -> Callable:
       >>> product(jnp.zeros(2), jnp.array([1.0, 0.0]), inputs, jnp.ones(1))
       Array([2., 4.], dtype=float32)
     """
+    _checks.function(model, "model")
 
     def product(x, v, inputs, targets):
         x, v = _point_and_vector(x, v, "v")
@@ -179,7 +181,7 @@ def second_derivative(loss: Callable, argnums: _losses.Argnums = 0) -> Callable:
 def _point_and_vector(x: Any, v: Any, name: str) -> tuple[Any, Any]:
     x, v = _checks.vector(x, "x"), _checks.vector(v, name)
     _checks.like(v, name, x, "x")
-    return x, _frames.cast_like(v, x)
+    return x, _rows.cast_like(v, x)
 
 
 def step_length(x: Any, step: Any = None, central: bool = False) -> jax.Array:
@@ -194,26 +196,26 @@ def step_length(x: Any, step: Any = None, central: bool = False) -> jax.Array:
     step is sqrt(c) times as long, and the error of this one sqrt(c) / 2 times the least.
     """
     if step is not None:
-        h = jnp.asarray(step, _frames.compute_dtype(x))
+        h = jnp.asarray(step, _rows.compute_dtype(x))
         return jnp.where((h > 0) & (h < jnp.inf), h, jnp.nan)
-    size = lax.stop_gradient(_frames.norm(x))
-    return _frames.resolution(x) ** (1 / 3 if central else 1 / 2) * jnp.where(size == 0, 1, size)
+    size = lax.stop_gradient(_rows.norm(x))
+    return _rows.resolution(x) ** (1 / 3 if central else 1 / 2) * jnp.where(size == 0, 1, size)
 
 
 def difference(gradient: Callable, x: Any, grad: Any, v: Any, h: Any) -> Any:
     """`(g(x + h u) - g(x)) |v| / h` for `u = v / |v|` and g(x) given: one gradient; 0 at v = 0."""
     unit, size = _direction(v)
-    ahead = _frames.plus(x, h, unit)
+    ahead = _rows.plus(x, h, unit)
     return _quotient(ahead, gradient(ahead), x, grad, unit, size)
 
 
 def _direction(v):
-    size = _frames.norm(v)
-    return _frames.times(1 / jnp.where(size == 0, 1, size), v), size
+    size = _rows.norm(v)
+    return _rows.times(1 / jnp.where(size == 0, 1, size), v), size
 
 
 def _quotient(ahead, grad_ahead, behind, grad_behind, unit, size):
     """The difference of two gradients, over the step between the points, times |v|."""
-    taken = _frames.dot(jax.tree.map(jnp.subtract, ahead, behind), unit)
+    taken = _rows.dot(jax.tree.map(jnp.subtract, ahead, behind), unit)
     slope = jnp.where(size == 0, 0, size / jnp.where(size == 0, 1, taken))
-    return _frames.times(slope, _frames.plus(grad_ahead, -jnp.ones_like(slope), grad_behind))
+    return _rows.times(slope, _rows.plus(grad_ahead, -jnp.ones_like(slope), grad_behind))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames, _losses
+from lowrank_jax import _checks, _losses, _rows
 from lowrank_jax._spectral import reciprocal
 from lowrank_jax.hessian import expansion_at, from_differences
 from lowrank_jax.pairs import centered, evaluate
@@ -21,7 +21,8 @@ from lowrank_jax.symmetric import SymmetricLowRank
 class QuadraticModel:
     """`m(s) = value + <grad, s> + <s, H s> / 2`, a function of the step s from the center.
 
-    A pytree. Steps are vectors, with the structure of the center.
+    A pytree. Steps are vectors, with the structure of the center. The methods raise a ValueError
+    for a gradient that does not fit the Hessian.
 
     Attributes:
       center: the point that steps start from.
@@ -57,16 +58,19 @@ class QuadraticModel:
           TypeError: for leaves that are not real floating-point arrays.
           ValueError: where the step does not have the structure and shapes of the center.
         """
+        self._check()
         step = _checks.vector(step, "step")
         _checks.like(step, "step", self.grad, "the gradient")
-        curvature = self.hessian.bilinear(step, step)
-        return _frames.dot(self.grad, step) + curvature / 2
+        fall, curvature = _rows.dot(self.grad, step), self.hessian.bilinear(step, step)
+        dtype = _rows.wider(fall.dtype, curvature.dtype)
+        return fall.astype(dtype) + curvature.astype(dtype) / 2
 
     @jax.jit
     def predict(self, step: Any) -> jax.Array:
         """`value + <grad, s> + <s, H s> / 2`, a scalar; the same errors as `predicted_change`."""
+        _checks.scalar(self.value, "value")
         change = self.predicted_change(step)
-        dtype = _frames.wider(self.value.dtype, change.dtype)
+        dtype = _rows.wider(self.value.dtype, change.dtype)
         return self.value.astype(dtype) + change.astype(dtype)
 
     def newton_step(self, damping: float | jax.Array) -> Any:
@@ -75,6 +79,7 @@ class QuadraticModel:
         Raises:
           ValueError: for a damping that is not above 0; a traced one gives NaN.
         """
+        self._check()
         return jax.tree.map(jnp.negative, self.hessian.solve(self.grad, damping))
 
     @jax.jit
@@ -84,12 +89,13 @@ class QuadraticModel:
         Zero where the gradient is; NaN where the curvature along it is not positive and the
         model has no minimiser along it.
         """
-        h, g = _frames.widen((self.hessian, self.grad))
-        size = _frames.norm(g)
+        self._check()
+        h, g = _rows.widen((self.hessian, self.grad))
+        size = _rows.norm(g)
         unit = jax.tree.map(lambda leaf: leaf * reciprocal(size), g)
         curvature = h.bilinear(unit, unit)
         length = jnp.where((curvature > 0) | (size == 0), size * reciprocal(curvature), jnp.nan)
-        return _frames.cast_like(jax.tree.map(lambda leaf: -length * leaf, unit), self.grad)
+        return _rows.cast_like(jax.tree.map(lambda leaf: -length * leaf, unit), self.grad)
 
     def trust_region_step(self, radius: float | jax.Array) -> Any:
         """The minimiser of the model over all steps of Euclidean norm at most `radius`.
@@ -112,16 +118,18 @@ class QuadraticModel:
         Source: More and Sorensen, Computing a trust region step, SIAM J. Sci. Stat. Comput.
         4 (1983); the derivatives by the implicit function theorem.
         """
+        self._check()
         _checks.positive(radius, "radius")
-        return self._trust_region_step(jnp.asarray(radius, self.hessian.core.dtype))
+        dtype = _rows.compute_dtype((self.hessian, self.grad))
+        return self._trust_region_step(jnp.asarray(radius, dtype))
 
     @jax.jit
     def _trust_region_step(self, radius):
-        h, g = _frames.widen((self.hessian, self.grad))
+        h, g = _rows.widen((self.hessian, self.grad))
         radius = jnp.where(radius > 0, radius, jnp.nan)
         found, mu, on_boundary, resolvent = _minimiser(*lax.stop_gradient((h, g, radius)))
         radius = jnp.where(on_boundary > 0, radius, 1)
-        length = _frames.norm(found)
+        length = _rows.norm(found)
         inverse_length = reciprocal(length)
         direction = jax.tree.map(lambda s: s * inverse_length, found)
 
@@ -130,18 +138,18 @@ class QuadraticModel:
             # A linear solve can be transposed only if all of its right side depends on the
             # input: whichever of h, g and radius that is, the tie does.
             bend = h.bilinear(direction, direction)
-            tie = 0 * (bend + _frames.dot(g, direction) + radius)
+            tie = 0 * (bend + _rows.dot(g, direction) + radius)
             weight = on_boundary * force * inverse_length
             residual = jax.tree.map(lambda hs, s, g: hs + weight * s + g + tie, h.mv(step), step, g)
-            excess = jnp.where(on_boundary > 0, _frames.norm(step) - radius, force)
+            excess = jnp.where(on_boundary > 0, _rows.norm(step) - radius, force)
             return residual, excess + tie
 
         def bordered(_, right):
             """[[H + mu I, u], [u^T, 0]] inverted by elimination; u drops out in the interior."""
             vector, scalar = right
             p, q = resolvent(vector), resolvent(direction)
-            along = _frames.dot(direction, p) - scalar
-            force = along * reciprocal(_frames.dot(direction, q))
+            along = _rows.dot(direction, p) - scalar
+            force = along * reciprocal(_rows.dot(direction, q))
             force = jnp.where(on_boundary > 0, force, scalar)
             return jax.tree.map(lambda p, q: p - on_boundary * force * q, p, q), force
 
@@ -151,7 +159,14 @@ class QuadraticModel:
             lambda _, guess: guess,
             lambda linear, right: lax.custom_linear_solve(linear, right, bordered, symmetric=True),
         )
-        return _frames.cast_like(step, self.grad)
+        return _rows.cast_like(step, self.grad)
+
+    def _check(self):
+        """What the parts of a model that was put together by hand must be."""
+        _checks.instance(self.hessian, "hessian", SymmetricLowRank)
+        _checks.single(self.hessian.core)
+        grad = _checks.vector(self.grad, "grad")
+        _checks.like(grad, "grad", self.hessian.factors, "a factor of hessian", pattern_lead=1)
 
 
 def quadratic_model(
@@ -207,13 +222,13 @@ def quadratic_model(
         pairs = centered(points, grads)
         center, steps = _mean_and_deviations(points)
         grad, grad_diffs = _mean_and_deviations(grads)
-        dtype = _frames.wider(values.dtype, _frames.compute_dtype(steps))
+        dtype = _rows.wider(values.dtype, _rows.compute_dtype(steps))
         values = values.astype(dtype)
-        falls = jax.vmap(_frames.dot)(steps, grad_diffs).astype(dtype)
+        falls = jax.vmap(_rows.dot)(steps, grad_diffs).astype(dtype)
         model = QuadraticModel(
-            center=_frames.cast_like(center, points),
+            center=_rows.cast_like(center, points),
             value=values[0] + jnp.mean(values - values[0]) - jnp.mean(falls) / 2,
-            grad=_frames.cast_like(grad, grads),
+            grad=_rows.cast_like(grad, grads),
             hessian=fit(pairs, extrapolate=extrapolate),
         )
         return (model, aux) if has_aux else model
@@ -277,7 +292,7 @@ def quadratic_model_at(
 
 def _mean_and_deviations(rows):
     """Widened; the first row is subtracted first, as in `centered`, to lose no digits."""
-    rows = _frames.widen(rows)
+    rows = _rows.widen(rows)
     near = jax.tree.map(lambda x: x - x[:1], rows)
     offset = jax.tree.map(lambda x: jnp.mean(x, axis=0), near)
     mean = jax.tree.map(lambda x, d: x[0] + d, rows, offset)
@@ -287,11 +302,11 @@ def _mean_and_deviations(rows):
 def _minimiser(h, g, radius):
     """The step of More and Sorensen and its mu, whether it is on the boundary, (H + mu I)^+."""
     s, u = h.eigh()
-    inside = _frames.gram(u, g)
-    outside = _frames.reject(_frames.reject(g, u), u)
-    size = _frames.norm(g)
+    inside = _rows.gram(u, g)
+    outside = _rows.reject(_rows.reject(g, u), u)
+    size = _rows.norm(g)
     noise = 8 * jnp.sqrt(len(s) + 1.0) * jnp.finfo(s.dtype).eps * size
-    outside_size = _frames.norm(outside)
+    outside_size = _rows.norm(outside)
     has_null = jnp.sum(s != 0) < h.shape[-1]
 
     # The eigenvalues and g in the eigenbasis; all outside the span is one more direction.
@@ -302,7 +317,7 @@ def _minimiser(h, g, radius):
     gaps = values + least
     c = jnp.where((gaps == 0) & (jnp.abs(c) <= noise), 0, c)
 
-    length = _frames.norm(_quotient(c, gaps))
+    length = _rows.norm(_quotient(c, gaps))
     short = length < radius
     t = jnp.where(short, 0, _boundary(gaps, c, radius))
     step = -_quotient(c, gaps + t)
@@ -315,12 +330,12 @@ def _minimiser(h, g, radius):
     spectrum = reciprocal(jnp.where(jnp.isinf(values), 0, gaps + t))
 
     def vector(coefficients, residue):
-        return jax.tree.map(jnp.add, _frames.combine(coefficients, u), residue)
+        return jax.tree.map(jnp.add, _rows.combine(coefficients, u), residue)
 
     def resolvent(b):
-        rest = _frames.reject(_frames.reject(b, u), u)
+        rest = _rows.reject(_rows.reject(b, u), u)
         rest = jax.tree.map(lambda leaf: spectrum[-1] * leaf, rest)
-        return vector(spectrum[:-1] * _frames.gram(u, b), rest)
+        return vector(spectrum[:-1] * _rows.gram(u, b), rest)
 
     scale = step[-1] * reciprocal(outside_size)
     found = vector(step[:-1], jax.tree.map(lambda leaf: scale * leaf, outside))
@@ -337,7 +352,7 @@ def _boundary(gaps, c, radius):
     def newton(state):
         t, _, count = state
         step = _quotient(c, gaps + t)
-        length = _frames.norm(step)
+        length = _rows.norm(step)
         unit = step / length
         rise = (length / radius - 1) / jnp.sum(unit * _quotient(unit, gaps + t))
         return jnp.where(rise > 0, t + rise, t), t, count + 1

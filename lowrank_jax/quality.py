@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames
+from lowrank_jax import _checks, _frames, _rows
 from lowrank_jax._losses import Argnums
-from lowrank_jax._spectral import after, reciprocal
+from lowrank_jax._spectral import after, eigh, product, reciprocal, symmetrize
 from lowrank_jax.pairs import SecantPairs, check, rounding
 from lowrank_jax.products import hvp
 from lowrank_jax.secant import fit
@@ -31,6 +31,9 @@ class Diagnosis(NamedTuple):
       rounding: the largest relative rounding error of a pair that has a step (of any,
         where none has); near 1 it carries only noise.
       finite: whether all numbers of the pairs and of the operator are finite.
+      least_curvature: the least `|v^T H v| / |H v|` of the eigenvectors v of H within the span
+        of the steps; in [0, 1]. 0 where the pairs show how H turns a step and nothing of
+        its curvature, as diag(1, -1) does with (1, 1); below sqrt(eps) no fit extrapolates there.
     """
 
     secant_residual: jax.Array
@@ -39,6 +42,7 @@ class Diagnosis(NamedTuple):
     leave_one_out: jax.Array
     rounding: jax.Array
     finite: jax.Array
+    least_curvature: jax.Array
 
 
 def diagnose(
@@ -65,7 +69,7 @@ def diagnose(
 
     Returns:
       `Diagnosis`, scalars all. Numbers that are not finite make `finite` False and the
-      errors NaN. Without any step the leave-one-out error is NaN, with one it is 1.
+      errors NaN. With one step or none the leave-one-out error is 1, that of predicting zero.
 
     Raises:
       TypeError: for leaves that are not real floating-point arrays.
@@ -80,45 +84,48 @@ def diagnose(
       >>> int(report.rank), bool(report.finite), float(report.asymmetry)
       (2, True, 0.0)
     """
-    if not isinstance(hessian, SymmetricLowRank):
-        raise TypeError(f"hessian must be a SymmetricLowRank, got {type(hessian).__name__}")
+    _checks.instance(hessian, "hessian", SymmetricLowRank)
     _checks.single(hessian.core)
     pairs, _ = check(pairs)
     _checks.like(
         pairs.steps, "pairs.steps", hessian.factors, "a factor of hessian", lead=1, pattern_lead=1
     )
     _checks.between(extrapolate, "extrapolate", 0, 1)
-    dtype = _frames.compute_dtype((pairs.steps, pairs.grad_diffs))
+    dtype = _rows.compute_dtype((pairs.steps, pairs.grad_diffs))
     return _diagnose(hessian, pairs, jnp.asarray(extrapolate, dtype))
 
 
 @jax.jit
 def _diagnose(hessian, pairs, extrapolate):
-    steps, grad_diffs = _frames.widen((pairs.steps, pairs.grad_diffs))
-    sizes = _frames.norms(steps)
+    steps, grad_diffs = _rows.widen((pairs.steps, pairs.grad_diffs))
+    sizes = _rows.norms(steps)
     used, inverse = sizes > 0, reciprocal(sizes)
-    unit_steps = _frames.scale(inverse, steps)
-    slopes = _frames.scale(inverse, grad_diffs)
-    images = jax.vmap(_frames.widen(hessian).mv)(unit_steps)
+    unit_steps = _rows.scale(inverse, steps)
+    slopes = _rows.scale(inverse, grad_diffs)
+    images = _rows.cast_like(jax.vmap(_rows.widen(hessian).mv)(unit_steps), slopes)
     residual = _total_norm(jax.tree.map(jnp.subtract, images, slopes))
-    g = _frames.gram(unit_steps, slopes)
+    g = _rows.gram(unit_steps, slopes)
     short, rank = _short(pairs)
-    sizes_left_out = _frames.norms(short.grad_diffs) * reciprocal(_frames.norms(short.steps))
+    noise = jnp.max(jnp.where(used | ~jnp.any(used), rounding(pairs), 0), initial=0)
+    least_curvature = _least_curvature(lax.stop_gradient(short), noise)
+    short = short._replace(steps=after(short.steps, least_curvature))
+    sizes_left_out = _rows.norms(short.grad_diffs) * reciprocal(_rows.norms(short.steps))
     leave_one_out = (
-        _frames.norm(_left_out(short, extrapolate=extrapolate)),
-        _frames.norm(sizes_left_out),
+        _rows.norm(_left_out(short, extrapolate=extrapolate)),
+        _rows.norm(sizes_left_out),
     )
-    leave_one_out = jnp.where(jnp.any(used), _ratio(*leave_one_out), jnp.nan)
+    leave_one_out = jnp.where(jnp.any(used), _ratio(*leave_one_out), 1)
     everything = (pairs.steps, pairs.grad_diffs, hessian)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(everything)]))
     valid = jnp.where(finite, 1, jnp.nan).astype(g.dtype)
     return Diagnosis(
         secant_residual=_resolved_ratio(residual, _total_norm(slopes), len(g)) * valid,
-        asymmetry=_resolved_ratio(_frames.norm(g - g.T), 2 * _frames.norm(g), len(g)) * valid,
+        asymmetry=_resolved_ratio(_rows.norm(g - g.T), 2 * _rows.norm(g), len(g)) * valid,
         rank=rank,
         leave_one_out=leave_one_out * valid,
-        rounding=jnp.max(jnp.where(used | ~jnp.any(used), rounding(pairs), 0), initial=0),
+        rounding=noise,
         finite=finite,
+        least_curvature=least_curvature * valid,
     )
 
 
@@ -189,7 +196,7 @@ def choose_rtol(pairs: SecantPairs, *, extrapolate: float | jax.Array = 2 / 3) -
     """
     pairs, _ = check(pairs)
     _checks.between(extrapolate, "extrapolate", 0, 1)
-    dtype = _frames.compute_dtype((pairs.steps, pairs.grad_diffs))
+    dtype = _rows.compute_dtype((pairs.steps, pairs.grad_diffs))
     return _choose_rtol(pairs, jnp.asarray(extrapolate, dtype))
 
 
@@ -207,7 +214,7 @@ def _choose(pairs, candidates, left_out):
     errors = jax.vmap(left_out, in_axes=(None, 0))(short, candidates)
     logs = jnp.log(jnp.maximum(errors, jnp.finfo(errors.dtype).tiny))
     best = jnp.argmin(jnp.sum(logs, axis=1))
-    valid = jnp.any(_frames.norms(short.steps) > 0) & jnp.all(jnp.isfinite(errors))
+    valid = jnp.any(_rows.norms(short.steps) > 0) & jnp.all(jnp.isfinite(errors))
     return jnp.where(valid, candidates[best], jnp.nan)
 
 
@@ -216,25 +223,41 @@ def _short(pairs):
 
     With `S = R Q`, `Y = W Q + L E` for orthonormal rows Q and E, the rows [R, 0] and [W, L].
     """
-    s, y = _frames.widen((pairs.steps, pairs.grad_diffs))
-    s, y = (_frames.scale(1 / _unit(rows), rows) for rows in (s, y))
-    if _frames.length(s) == 0:  # one pair without a step instead
-        nothing = jnp.zeros((1, 1), _frames.compute_dtype(s))
+    s, y = _rows.widen((pairs.steps, pairs.grad_diffs))
+    s, y = (_rows.scale(1 / _unit(rows), rows) for rows in (s, y))
+    if _rows.length(s) == 0:  # one pair without a step instead
+        nothing = jnp.zeros((1, 1), _rows.compute_dtype(s))
         return SecantPairs(nothing, nothing), jnp.array(0)
-    basis = _frames.orthonormal(s, eps=_frames.resolution(pairs.steps))
-    w = _frames.gram(y, basis.rows)
-    outside = jax.tree.map(jnp.subtract, y, _frames.combine(w, basis.rows))
-    r = _frames.gram(s, basis.rows)
+    basis = _frames.orthonormal(s, eps=_rows.resolution(pairs.steps))
+    w = _rows.gram(y, basis.rows)
+    outside = jax.tree.map(jnp.subtract, y, _rows.combine(w, basis.rows))
+    r = _rows.gram(s, basis.rows)
     coordinates = _frames.frame(outside).coordinates
     steps = jnp.concatenate([after(r, coordinates), jnp.zeros_like(r)], axis=1)
     slopes = jnp.concatenate([w, coordinates], axis=1)
     return SecantPairs(steps, slopes), jnp.sum(basis.kept)
 
 
+def _least_curvature(short, noise):
+    """Of `M = V diag(w) V^T` and `Z ~ Q H` as in the text of `secant`: the least |w_i| / |V^T Z|_i.
+
+    Where V^T Z is within the noise of the pairs there is nothing to tell.
+    """
+    inverse = reciprocal(_rows.norms(short.steps))
+    s, y = (_rows.scale(inverse, rows) for rows in short[:2])
+    basis = _frames.orthonormal(s, eps=_rows.resolution(s))
+    z = _rows.combine(basis.transform * basis.scale[None, :], y)
+    w, v = eigh(symmetrize(_rows.gram(z, basis.rows)))
+    images = _rows.norms(product(v.T, z))
+    noise = jnp.maximum(noise.astype(w.dtype), 4 * len(w) * jnp.finfo(w.dtype).eps)
+    seen = images > noise * jnp.max(images)
+    return jnp.min(jnp.where(seen, jnp.abs(w) / jnp.where(seen, images, 1), 1), initial=1)
+
+
 def _unit(rows):
     """One power of two for all rows, n times."""
-    peaks = _frames.peaks(rows)
-    return jnp.full_like(peaks, _frames.power_of_two(jnp.max(peaks, initial=0)))
+    peaks = _rows.peaks(rows)
+    return jnp.full_like(peaks, _rows.power_of_two(jnp.max(peaks, initial=0)))
 
 
 def _left_out(short, **options):
@@ -244,17 +267,17 @@ def _left_out(short, **options):
     """
     s, y, _ = short
     n = len(s)
-    sizes = _frames.norms(s)
+    sizes = _rows.norms(s)
     used, inverse = sizes > 0, reciprocal(sizes)
     negligible = jnp.sqrt(jnp.finfo(s.dtype).eps) * jnp.max(sizes, initial=0)
-    is_centered = _frames.norm(jnp.sum(s, axis=0)) <= negligible
+    is_centered = _rows.norm(jnp.sum(s, axis=0)) <= negligible
     shift = jnp.where(is_centered, 1 / jnp.maximum(jnp.sum(used) - 1, 1), 0).astype(s.dtype)
 
     def missed(i):
         others = (used & (jnp.arange(n) != i))[:, None]
         left = [jnp.where(others, rows + shift * rows[i][None, :], 0) for rows in (s, y)]
         h = fit(SecantPairs(*left), **options)
-        return _frames.norm(h @ s[i] - y[i]) * inverse[i]
+        return _rows.norm(h @ s[i] - y[i]) * inverse[i]
 
     return jax.vmap(missed)(jnp.arange(n))
 
@@ -313,17 +336,20 @@ def compare_hvp(
     """
     x, (vectors, _) = _checks.vector(x, "x"), _checks.rows(vectors, "vectors")
     _checks.like(vectors, "vectors", x, "x", lead=1)
+    _checks.instance(hessian, "hessian", SymmetricLowRank)
+    _checks.single(hessian.core)
+    _checks.like(x, "x", hessian.factors, "a factor of hessian", pattern_lead=1)
     product_at_x = hvp(loss, argnums)
 
     def compare(v):
-        exact, approximate = _frames.widen((product_at_x(x, v, *args), hessian @ v))
-        v = _frames.widen(v)
-        size = _frames.norm(exact)
+        exact, approximate = _rows.widen((product_at_x(x, v, *args), hessian @ v))
+        v = _rows.widen(v)
+        size = _rows.norm(exact)
         error = jax.tree.map(jnp.subtract, approximate, exact)
         return HvpComparison(
-            relative_error=_ratio(_frames.norm(error), size),
+            relative_error=_ratio(_rows.norm(error), size),
             cosine=_overlap(approximate, exact),
-            curvature_error=_overlap(v, error) * _frames.norm(error) * reciprocal(size),
+            curvature_error=_overlap(v, error) * _rows.norm(error) * reciprocal(size),
         )
 
     return jax.vmap(compare)(vectors)
@@ -332,14 +358,14 @@ def compare_hvp(
 def _overlap(u, v):
     """The cosine of the angle between two vectors, 0 where one of them is zero."""
     unit_u, unit_v = (
-        _frames.scale(reciprocal(_frames.norms(a)), a)
+        _rows.scale(reciprocal(_rows.norms(a)), a)
         for a in (jax.tree.map(lambda leaf: leaf[None], b) for b in (u, v))
     )
-    return _frames.gram(unit_u, unit_v)[0, 0]
+    return _rows.gram(unit_u, unit_v)[0, 0]
 
 
 def _total_norm(rows):
-    return _frames.norm(_frames.norms(rows))
+    return _rows.norm(_rows.norms(rows))
 
 
 def _resolved_ratio(a, b, n):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames
+from lowrank_jax import _checks, _frames, _rows
 from lowrank_jax._spectral import after, product, svd
 
 
@@ -60,7 +60,7 @@ class LowRank:
     @property
     def dtype(self) -> jnp.dtype:
         """The dtype to which the leaves of left and right promote, that of `to_dense()`."""
-        return _frames.common_dtype((self.left, self.right))
+        return _rows.common_dtype((self.left, self.right))
 
     @property
     def T(self) -> "LowRank":
@@ -89,9 +89,9 @@ class LowRank:
             _checks.like(v, "v", self.right, "a right row of the operator", pattern_lead=1)
         except ValueError as error:
             raise ValueError(f"{error}; for a stack of vectors use jax.vmap(A.mv)") from None
-        dtype = _frames.compute_dtype((self.left, self.core, self.right))
-        coordinates = _frames.gram(self.right, _frames.cast_like(v, self.right)).astype(dtype)
-        return _frames.combine(product(self.core.astype(dtype), coordinates), self.left)
+        dtype = _rows.compute_dtype((self.left, self.core, self.right))
+        coordinates = _rows.gram(self.right, _rows.cast_like(v, self.right)).astype(dtype)
+        return _rows.combine(product(self.core.astype(dtype), coordinates), self.left)
 
     __matmul__ = mv
 
@@ -99,8 +99,8 @@ class LowRank:
     def to_dense(self) -> jax.Array:
         """The (p, m) matrix, both sides in the order of `jax.flatten_util.ravel_pytree`."""
         _checks.single(self.core)
-        left, core, right = _frames.widen((self.left, self.core, self.right))
-        return product(_matrix(left).T, core, _matrix(right)).astype(self.dtype)
+        left, core, right = _rows.widen((self.left, self.core, self.right))
+        return product(_rows.matrix(left).T, core, _rows.matrix(right)).astype(self.dtype)
 
     @jax.jit
     def svd(self) -> tuple[Any, jax.Array, Any]:
@@ -114,7 +114,7 @@ class LowRank:
         left, core, right, exponent = self._balanced()
         p = _frames.frame(left)
         one = after(jnp.ones(core.shape[1], core.dtype), lax.stop_gradient(p.coordinates))
-        q = _frames.frame(_frames.scale(one, right))
+        q = _frames.frame(_rows.scale(one, right))
         small = product(p.coordinates.T, core, q.coordinates)
         terms = product(jnp.abs(p.coordinates.T), jnp.abs(core), jnp.abs(q.coordinates))
         eps = jnp.finfo(core.dtype).eps
@@ -122,9 +122,9 @@ class LowRank:
         u, s, v = svd(small)
         zero = s <= lax.stop_gradient(noise)
         u, v = (jnp.where(zero[None, :], 0, x) for x in (u, v))
-        u = _frames.cast_like(_frames.combine(u.T, p.rows), self.left)
-        v = _frames.cast_like(_frames.combine(v.T, q.rows), self.right)
-        return u, _frames.shift(jnp.where(zero, 0, s), exponent), v
+        u = _rows.cast_like(_rows.combine(u.T, p.rows), self.left)
+        v = _rows.cast_like(_rows.combine(v.T, q.rows), self.right)
+        return u, _rows.shift(jnp.where(zero, 0, s), exponent), v
 
     def truncate(self, rank: int) -> "LowRank":
         """The nearest operator of that rank: the `rank` largest singular triplets.
@@ -157,18 +157,12 @@ class LowRank:
         another huge side no two need have a product within range.
         """
         _checks.single(self.core)
-        left, core, right = _frames.widen((self.left, self.core, self.right))
-        row_size, column_size = _frames.peaks(left), _frames.peaks(right)
-        sides = _frames.exponent(row_size)[:, None] + _frames.exponent(column_size)[None, :]
-        entries = jnp.where(core == 0, -(2**20), _frames.exponent(jnp.abs(core)) + sides)
+        left, core, right = _rows.widen((self.left, self.core, self.right))
+        row_size, column_size = _rows.peaks(left), _rows.peaks(right)
+        sides = _rows.exponent(row_size)[:, None] + _rows.exponent(column_size)[None, :]
+        entries = jnp.where(core == 0, -(2**20), _rows.exponent(jnp.abs(core)) + sides)
         largest = jnp.max(entries, initial=-(2**20))
         largest = jnp.where(largest == -(2**20), 0, largest)
-        left = _frames.scale(1 / _frames.power_of_two(row_size), left)
-        right = _frames.scale(1 / _frames.power_of_two(column_size), right)
-        return left, _frames.shift(core, sides - largest), right, largest
-
-
-def _matrix(rows: Any) -> jax.Array:
-    """The rows as one matrix."""
-    leaves = jax.tree.leaves(rows)
-    return jnp.concatenate([x.reshape(x.shape[0], math.prod(x.shape[1:])) for x in leaves], axis=1)
+        left = _rows.scale(1 / _rows.power_of_two(row_size), left)
+        right = _rows.scale(1 / _rows.power_of_two(column_size), right)
+        return left, _rows.shift(core, sides - largest), right, largest

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames, _pieces
+from lowrank_jax import _checks, _frames, _pieces, _rows
 from lowrank_jax._spectral import after, decomposed, eigh, kept_inverse, product, symmetrize
 from lowrank_jax.pairs import SecantPairs, check
 from lowrank_jax.symmetric import SymmetricLowRank
@@ -90,7 +90,7 @@ def fit(
     _checks.between(extrapolate, "extrapolate", 0, 1)
     rtol = 0.0 if rtol is None else rtol
     _checks.between(rtol, "rtol", 0, 1)
-    dtype = _frames.compute_dtype((pairs.steps, pairs.grad_diffs))
+    dtype = _rows.compute_dtype((pairs.steps, pairs.grad_diffs))
     if n == 0:
         return SymmetricLowRank(pairs.steps, jnp.zeros((0, 0), dtype))
     least_norm = not isinstance(extrapolate, jax.Array) and float(extrapolate) == 0
@@ -102,9 +102,9 @@ def fit(
 def _fit(
     steps: Any, grad_diffs: Any, extrapolate: Any, rtol: Any, *, least_norm: bool
 ) -> SymmetricLowRank:
-    wide = _frames.widen((steps, grad_diffs))
-    s, y = map(_frames.pack, wide)
-    eps = _frames.resolution(steps)
+    wide = _rows.widen((steps, grad_diffs))
+    s, y = map(_rows.pack, wide)
+    eps = _rows.resolution(steps)
     turn = _frames.turned(s, eps=eps, rtol=rtol)
     unit, valid = unit_and_validity(turn.scale, s, y)
     per_unit = jnp.where(turn.unit > 0, 1 / unit, 0)  # nothing of what no step goes with
@@ -131,14 +131,14 @@ def _fit(
     core = unit * jnp.block([[m, v], [v.T, c]])
     valid &= (extrapolate >= 0) & (extrapolate <= 1) & (rtol >= 0) & (rtol <= 1)
     core = core * jnp.where(valid, 1, jnp.nan).astype(core.dtype)
-    factors = _frames.cast_like(_frames.unpack(factors, _frames.row(wide[0])), steps)
+    factors = _rows.cast_like(_rows.unpack(factors, _rows.row(wide[0])), steps)
     return SymmetricLowRank(factors, core)
 
 
 def unit_and_validity(scale: jax.Array, steps: Any, grad_diffs: Any) -> tuple:
     """A power of two near |H|, so that Z Z^T keeps its digits, and whether all pairs are finite."""
-    s_peaks, y_peaks = _frames.peaks(steps), _frames.peaks(grad_diffs)
-    unit = _frames.power_of_two(jnp.max(jnp.where(s_peaks > 0, y_peaks * scale, 0)))
+    s_peaks, y_peaks = _rows.peaks(steps), _rows.peaks(grad_diffs)
+    unit = _rows.power_of_two(jnp.max(jnp.where(s_peaks > 0, y_peaks * scale, 0)))
     valid = jnp.all(jnp.isfinite(s_peaks) & jnp.isfinite(y_peaks) & (scale / unit > 0))
     return unit, valid
 
@@ -147,29 +147,29 @@ def _rotated_products(small, s, y):
     """Of rotated steps and rotated gradient differences: `R R^T`, `Z R^T`, `Z Z^T`."""
     rows = _frames.through(small[0], s)
     z = _solution(small[1], y)
-    return _frames.gram(rows, rows), _frames.gram(z, rows), _frames.gram(z, z)
+    return _rows.gram(rows, rows), _rows.gram(z, rows), _rows.gram(z, z)
 
 
 def _inner_products(small, s, y):
     """`A = Z Q^T` and `Z Z^T`."""
     chain, solve = small
     z = _solution(solve, y)
-    return _frames.gram(z, _frames.through(chain, s)), _frames.gram(z, z)
+    return _rows.gram(z, _frames.through(chain, s)), _rows.gram(z, z)
 
 
 def _factors(small, s, y):
     """The rows of Q and of `V^T P`."""
     chain, solve, a, v = small
     q = _frames.through(chain, s)
-    p = _solution(solve, y) - _frames.combine(a, q)
-    return jnp.concatenate([q, _frames.combine(v.T, p)])
+    p = _solution(solve, y) - _rows.combine(a, q)
+    return jnp.concatenate([q, _rows.combine(v.T, p)])
 
 
 def _solution(solve, y):
     """Z; scaled before it is combined, as T times the scale of tiny steps would overflow."""
     scale, per_unit, transform = solve
-    y = _frames.scale(per_unit, _frames.scale(scale, y))
-    return _frames.combine(transform, y, pairwise=True)
+    y = _rows.scale(per_unit, _rows.scale(scale, y))
+    return _rows.combine(transform, y, pairwise=True)
 
 
 def _extrapolated(w, pp, rank, extrapolate, eps):
@@ -181,7 +181,7 @@ def _extrapolated(w, pp, rank, extrapolate, eps):
     """
     size, outside = jnp.abs(w), jnp.sqrt(jnp.maximum(jnp.diagonal(pp), 0))
     most = jnp.floor(extrapolate * rank.astype(w.dtype) + 1e-4).astype(rank.dtype)
-    descending = jnp.append(-jnp.sort(-size), 0)
+    descending = jnp.concatenate([-jnp.sort(-size), jnp.zeros_like(size, shape=1)])
     cut = jnp.where(most >= rank, 0, descending[most])
     ranked = size > cut * (1 + jnp.sqrt(eps))
     noise = 4 * len(w) * eps * jnp.max(jnp.hypot(size, outside))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lowrank_jax import _checks, _frames
+from lowrank_jax import _checks, _rows
 from lowrank_jax._spectral import masked_inverse, product
 from lowrank_jax.rectangular import LowRank
 
@@ -114,24 +114,24 @@ def cross(a: Matrix, rank: int) -> LowRank:
     if steps == 0:
         c, r = (_read(read, (), n) for read, n in zip((column, row), shape, strict=True))
         c, r = (jnp.zeros((rank, x.shape[1]), x.dtype) for x in (c, r))
-        return LowRank(c, jnp.zeros((rank, rank), _frames.compute_dtype((c, r))), r)
+        return LowRank(c, jnp.zeros((rank, rank), _rows.compute_dtype((c, r))), r)
     if isinstance(a, tuple):
         rows, cols, found, finite = _rook_pivots(row, column, shape, steps)
     else:
-        rows, cols, found = _complete_pivots(lax.stop_gradient(_frames.widen(a)), steps)
+        rows, cols, found = _complete_pivots(lax.stop_gradient(_rows.widen(a)), steps)
         finite = True  # or the first pivot is not, and its row is read
     rows, cols, found = (jnp.pad(x, (0, rank - steps)) for x in (rows, cols, found))
     c, r = jax.vmap(column)(cols), jax.vmap(row)(rows)
-    c, r = (_frames.scale(found.astype(x.dtype), x) for x in (c, r))
+    c, r = (_rows.scale(found.astype(x.dtype), x) for x in (c, r))
     small = r[:, cols] * found.astype(r.dtype)[None, :]
-    eps = float(jnp.finfo(_frames.compute_dtype(small)).eps)
+    eps = float(jnp.finfo(_rows.compute_dtype(small)).eps)
     return _assembled(c, small, r, rank * eps, finite)
 
 
 @jax.jit
 def _assembled(c, small, r, rtol, valid):
     """`C A_hat^+ R` from the rows of C^T (n, p), A_hat (k, n), and R (k, m)."""
-    left, small, right = _frames.widen((c, small, r))
+    left, small, right = _rows.widen((c, small, r))
     k, n = small.shape
     rtol = 10 * max(k, n) * float(jnp.finfo(small.dtype).eps) if rtol is None else rtol
     rtol = jnp.asarray(rtol, small.dtype)
@@ -141,7 +141,7 @@ def _assembled(c, small, r, rtol, valid):
         return LowRank(c, jnp.zeros((n, k), small.dtype) * nan, r)
 
     # Constant rotations of both sides: A_hat becomes diagonal, but for its derivative.
-    unit = _frames.power_of_two(jnp.max(jnp.abs(small)))
+    unit = _rows.power_of_two(jnp.max(jnp.abs(small)))
     u, s, vt = lax.stop_gradient(jnp.linalg.svd(lax.stop_gradient(small / unit)))
     cut = rtol * s[0]
     rotated = product(u.T, small / unit, vt.T)
@@ -149,9 +149,9 @@ def _assembled(c, small, r, rtol, valid):
         [[jnp.zeros((k, k), s.dtype), rotated], [rotated.T, jnp.zeros((n, n), s.dtype)]]
     )
     inverse = masked_inverse(_outermost, both, jnp.sum(s > cut))[k:, :k]
-    size = _frames.power_of_two(jnp.maximum(jnp.pad(s, (0, n - len(s))), cut))
-    left = _frames.combine(vt / size[:, None], _frames.scale(jnp.full(n, 1 / unit), left))
-    right = _frames.combine(u.T, right)
+    size = _rows.power_of_two(jnp.maximum(jnp.pad(s, (0, n - len(s))), cut))
+    left = _rows.combine(vt / size[:, None], _rows.scale(jnp.full(n, 1 / unit), left))
+    right = _rows.combine(u.T, right)
     return LowRank(left.astype(c.dtype), size[:, None] * inverse * nan, right.astype(r.dtype))
 
 
@@ -215,7 +215,7 @@ def _rook_pivots(row, column, shape, steps):
         state, along = _residual(state, row(i), state.columns[:, i], state.across)
         return _extended(state, begin, i, j, down, along, _noise(state.size, steps))
 
-    dtype = _frames.wider(jax.eval_shape(row, 0).dtype, jax.eval_shape(column, 0).dtype)
+    dtype = _rows.wider(jax.eval_shape(row, 0).dtype, jax.eval_shape(column, 0).dtype)
     state = _Search(
         tries=jnp.int32(0),
         crosses=jnp.int32(0),
@@ -241,12 +241,13 @@ def _rook_pivots(row, column, shape, steps):
 
 def _constant(read):
     """Rows or columns in the dtype that is computed in, without a derivative."""
-    return lambda i: lax.stop_gradient(_frames.widen(read(i)))
+    return lambda i: lax.stop_gradient(_rows.widen(read(i)))
 
 
 def _residual(state, entries, coefficients, rows):
     """What the crosses leave of a row or a column, and the size of the entries noted."""
-    left = entries.astype(rows.dtype) - _frames.combine(coefficients, rows)
+    entries = entries.astype(rows.dtype)
+    left = entries - _rows.combine(coefficients, rows)
     return state._replace(size=jnp.maximum(state.size, jnp.max(jnp.abs(entries)))), left
 
 
@@ -327,7 +328,10 @@ def _indices(indices, name, size):
     if traced:
         indices = jnp.asarray(indices)
     else:
-        indices = np.asarray(indices, int if np.size(indices) == 0 else None)
+        try:
+            indices = np.asarray(indices, int if np.size(indices) == 0 else None)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} must be integers, got {indices!r}") from error
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers, got dtype {indices.dtype}")
     if indices.ndim != 1:

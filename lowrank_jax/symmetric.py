@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames
+from lowrank_jax import _checks, _frames, _rows
 from lowrank_jax._spectral import after, eigh, function, mirror, product, reciprocal, symmetrize
 
 
@@ -67,7 +67,7 @@ class SymmetricLowRank:
     @property
     def dtype(self) -> jnp.dtype:
         """The dtype to which the factors' leaves promote, that of `to_dense()`."""
-        return _frames.common_dtype(self.factors)
+        return _rows.common_dtype(self.factors)
 
     @property
     def T(self) -> "SymmetricLowRank":
@@ -90,25 +90,28 @@ class SymmetricLowRank:
           TypeError: for leaves of v that are not real floating-point arrays.
           ValueError: where v does not have the structure and shapes of one factor.
         """
-        coordinates = _frames.gram(self.factors, self._vector(v, "v"))
-        return _frames.combine(product(self.core, coordinates), self.factors)
+        v = self._vector(v, "v")
+        core = _rows.widen((self.core, self.factors))[0]
+        coordinates = _rows.gram(self.factors, v).astype(core.dtype)
+        return _rows.combine(product(core, coordinates), self.factors)
 
     __matmul__ = mv
 
     @jax.jit
     def bilinear(self, u: Any, v: Any) -> jax.Array:
         """`<u, H v> = (B u)^T K (B v)`, a scalar; the same errors as `mv`."""
-        left = _frames.gram(self.factors, self._vector(u, "u"))
-        right = _frames.gram(self.factors, self._vector(v, "v"))
-        return product(left, self.core, right)
+        u, v = self._vector(u, "u"), self._vector(v, "v")
+        core = _rows.widen((self.core, self.factors))[0]
+        left, right = (_rows.gram(self.factors, x).astype(core.dtype) for x in (u, v))
+        return product(left, core, right)
 
     @jax.jit
     def to_dense(self) -> jax.Array:
         """The (D, D) matrix, in the order of `jax.flatten_util.ravel_pytree`; exactly symmetric."""
         _checks.single(self.core)
-        leaves = jax.tree.leaves(_frames.widen(self.factors))
-        b = jnp.concatenate([x.reshape(x.shape[0], math.prod(x.shape[1:])) for x in leaves], axis=1)
-        return mirror(product(b.T, self.core, b)).astype(self.dtype)
+        factors, core = _rows.widen((self.factors, self.core))
+        b = _rows.matrix(factors)
+        return mirror(product(b.T, core, b)).astype(self.dtype)
 
     @jax.jit
     def eigh(self) -> tuple[jax.Array, Any]:
@@ -124,7 +127,7 @@ class SymmetricLowRank:
         s = _without_noise(s, noise)
         order = jnp.argsort(-jnp.abs(s))
         s, v = s[order], jnp.where((s == 0)[None, :], 0, v)[:, order]
-        return s * unit, _frames.cast_like(_frames.combine(v.T, q.rows), self.factors)
+        return s * unit, _rows.cast_like(_rows.combine(v.T, q.rows), self.factors)
 
     @jax.jit
     def eigenvalues(self) -> jax.Array:
@@ -135,14 +138,14 @@ class SymmetricLowRank:
     def trace(self) -> jax.Array:
         """`tr H = tr(K G)`."""
         rows, core, unit = self._balanced()
-        return jnp.sum(core * _frames.gram(rows, rows)) * unit
+        return jnp.sum(core * _rows.gram(rows, rows)) * unit
 
     @jax.jit
     def frobenius_norm(self) -> jax.Array:
         """`|H|_F = sqrt(tr(K G K G))`; its derivative at H = 0 is taken as 0."""
         rows, core, unit = self._balanced()
-        m = product(core, _frames.gram(rows, rows))
-        return _frames.safe_sqrt(jnp.sum(m * m.T)) * unit
+        m = product(core, _rows.gram(rows, rows))
+        return _rows.safe_sqrt(jnp.sum(m * m.T)) * unit
 
     @jax.jit
     def inertia(self) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -174,9 +177,9 @@ class SymmetricLowRank:
           Array([ 2.,  0., 18.], dtype=float32)
         """
         rows, core, unit = self._balanced()
-        images = _frames.combine(core, rows)
+        images = _rows.combine(core, rows)
         diagonal = jax.tree.map(lambda x, y: jnp.sum(x * y, axis=0) * unit, images, rows)
-        return _frames.cast_like(diagonal, self.factors)
+        return _rows.cast_like(diagonal, self.factors)
 
     def solve(self, v: Any, damping: float | jax.Array) -> Any:
         """`(H + damping I)^-1 v`, for a damping that may be traced.
@@ -198,13 +201,13 @@ class SymmetricLowRank:
           Array([0.25, 1.  , 1.  ], dtype=float32)
         """
         _checks.positive(damping, "damping")
-        return self._solve(self._vector(v, "v"), _valid(damping, self.core.dtype))
+        return self._solve(self._vector(v, "v"), _valid(damping, _rows.compute_dtype(self)))
 
     @jax.jit
     def _solve(self, v, damping):
-        h = _frames.widen(self)
-        x = _damped_solve(h, damping, h._spectrum(), _frames.widen(v))
-        return _frames.cast_like(x, v)
+        h, b = _rows.widen((self, v))
+        x = _damped_solve(h, damping, h._spectrum(), b)
+        return _rows.cast_like(x, v)
 
     def logdet(self, damping: float | jax.Array) -> jax.Array:
         """`log det(H + damping I)`, over all D dimensions; damping may be traced.
@@ -222,7 +225,7 @@ class SymmetricLowRank:
           Array(1.3862944, dtype=float32)
         """
         _checks.positive(damping, "damping")
-        return self._logdet(_valid(damping, self.core.dtype))
+        return self._logdet(_valid(damping, _rows.compute_dtype(self)))
 
     @jax.jit
     def _logdet(self, damping):
@@ -258,6 +261,7 @@ class SymmetricLowRank:
           >>> h.map_spectrum(jnp.abs) @ jnp.ones(3)
           Array([3., 0., 0.], dtype=float32)
         """
+        _checks.function(f, "f")
         # For B = L Q the result is Q^T f(A) Q. Where rows of B depend on each other or vanish, Q
         # cannot follow all changes of B. What it misses, E = B - L Q, is exactly zero here,
         # and joins the factors for its derivative: f(H) = .. + Q^T (f(A) / A) L^T K E + its
@@ -276,10 +280,10 @@ class SymmetricLowRank:
         coupling = lax.stop_gradient(product(v * mean_slope[None, :], v.T, coordinates.T, core))
         inner = symmetrize(function(mapped, a, w, v))
         core = jnp.block([[inner, coupling], [coupling.T, slope * unit * core]]) * valid
-        missed = jax.tree.map(jnp.subtract, rows, _frames.combine(coordinates, q))
+        missed = jax.tree.map(jnp.subtract, rows, _rows.combine(coordinates, q))
         missed = jax.tree.map(lambda x: x - lax.stop_gradient(x), missed)
         factors = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), q, missed)
-        return SymmetricLowRank(_frames.cast_like(factors, self.factors), core)
+        return SymmetricLowRank(_rows.cast_like(factors, self.factors), core)
 
     def sample(self, key: jax.Array, damping: float | jax.Array, shape: Sequence[int] = ()) -> Any:
         """Draws from the normal distribution N(0, (H + damping I)^-1).
@@ -313,11 +317,11 @@ class SymmetricLowRank:
             raise TypeError(f"shape must be a sequence of Python ints, got {shape!r}")
         for count in shape:
             _checks.count(count, "shape", 0)
-        return self._sample(key, _valid(damping, self.core.dtype), tuple(shape))
+        return self._sample(key, _valid(damping, _rows.compute_dtype(self)), tuple(shape))
 
     @partial(jax.jit, static_argnums=3)
     def _sample(self, key, damping, shape):
-        h = _frames.widen(self)
+        h = _rows.widen(self)
 
         def inverse_root(w):  # minus its value at 0, without cancellation
             positive = w + damping > 0
@@ -328,9 +332,9 @@ class SymmetricLowRank:
         correction = h.map_spectrum(inverse_root)
 
         def draw(key):
-            z = _frames.normal(key, _frames.row(h.factors))
+            z = _rows.normal(key, _rows.row(h.factors))
             x = jax.tree.map(lambda z, c: z / jnp.sqrt(damping) + c, z, correction @ z)
-            return _frames.cast_like(x, self.factors)
+            return _rows.cast_like(x, self.factors)
 
         draws = jax.vmap(draw)(jax.random.split(key, math.prod(shape)))
         return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), draws)
@@ -366,8 +370,8 @@ class SymmetricLowRank:
         mine, theirs = self.factors, other.factors
         name = "the other operator's factors"
         _checks.like(theirs, name, mine, "this operator", lead=1, pattern_lead=1)
-        factors = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), mine, theirs)
-        return SymmetricLowRank(factors, jax.scipy.linalg.block_diag(self.core, other.core))
+        cores = _rows.widen((self.core, other.core))
+        return SymmetricLowRank(_rows.joined(mine, theirs), jax.scipy.linalg.block_diag(*cores))
 
     def __sub__(self, other: Any) -> "SymmetricLowRank":
         return self + -other if isinstance(other, SymmetricLowRank) else NotImplemented
@@ -394,7 +398,7 @@ class SymmetricLowRank:
             _checks.like(v, name, self.factors, "a factor of the operator", pattern_lead=1)
         except ValueError as error:
             raise ValueError(f"{error}; for a stack of vectors use jax.vmap(H.mv)") from None
-        return _frames.cast_like(v, self.factors)
+        return _rows.cast_like(v, self.factors)
 
     @jax.jit
     def _reduced(self):
@@ -420,10 +424,11 @@ class SymmetricLowRank:
         """
         _checks.single(self.core)
         # The factors wait for the core, whose making may be a factorization: see `after`.
-        size = after(_frames.power_of_two(_frames.peaks(self.factors)), self.core)
-        core = self.core * size[:, None] * size[None, :]
-        unit = _frames.power_of_two(jnp.max(jnp.abs(core), initial=0))
-        return _frames.scale(1 / size, _frames.widen(self.factors)), core / unit, unit
+        factors, core = _rows.widen((self.factors, self.core))
+        size = after(_rows.power_of_two(_rows.peaks(factors)), core)
+        core = core * size[:, None] * size[None, :]
+        unit = _rows.power_of_two(jnp.max(jnp.abs(core), initial=0))
+        return _rows.scale(1 / size, factors), core / unit, unit
 
 
 class _Spectrum(NamedTuple):
@@ -443,9 +448,9 @@ def _damped_solve(h, damping, spectrum, b):
         return jax.tree.map(lambda hx, x: hx + damping * x, h.mv(x), x)
 
     def solved(_, b):
-        inside = product(vectors, product(vectors.T, _frames.gram(basis, b)) / (values + divisor))
-        outside = _frames.reject(_frames.reject(b, basis), basis)
-        inside = _frames.combine(inside, basis)
+        inside = product(vectors, product(vectors.T, _rows.gram(basis, b)) / (values + divisor))
+        outside = _rows.reject(_rows.reject(b, basis), basis)
+        inside = _rows.combine(inside, basis)
         return jax.tree.map(lambda x, y: x + y / divisor, inside, outside)
 
     return lax.custom_linear_solve(shifted, b, solved, symmetric=True)
@@ -465,11 +470,11 @@ def _log_determinant_jvp(primals, tangents):
     dh, d_damping, _ = tangents
     solve = jax.vmap(lambda row: _damped_solve(h, damping, spectrum, row))
     x = solve(h.factors)
-    by_factors = 2 * jnp.sum(h.core * _frames.gram(x, dh.factors))
-    by_core = jnp.sum(_frames.gram(x, h.factors) * dh.core)
+    by_factors = 2 * jnp.sum(h.core * _rows.gram(x, dh.factors))
+    by_core = jnp.sum(_rows.gram(x, h.factors) * dh.core)
     q = spectrum.rows
-    outside = h.shape[-1] - jnp.sum(_frames.norms(q) > 0).astype(damping.dtype)
-    trace = jnp.trace(_frames.gram(solve(q), q)) + outside / damping
+    outside = h.shape[-1] - jnp.sum(_rows.norms(q) > 0).astype(damping.dtype)
+    trace = jnp.trace(_rows.gram(solve(q), q)) + outside / damping
     value = _log_determinant(*primals)
     valid = jnp.where(jnp.isnan(value), jnp.nan, 1)
     return value, (by_factors + by_core + trace * d_damping) * valid
@@ -481,7 +486,7 @@ def _without_noise(values, noise):
 
 
 def _valid(damping, dtype):
-    """The damping in the dtype of the core, NaN where it is not positive."""
+    """The damping in that dtype, NaN where it is not positive."""
     damping = jnp.asarray(damping, dtype)
     return jnp.where(damping > 0, damping, jnp.nan)
 

@@ -8,6 +8,7 @@ import lowrank_jax as lrj
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     {"_checks", "_losses", "_pieces", "_spectral"},
+    {"_rows"},
     {"_frames"},
     {"batches", "pairs", "products", "rectangular", "symmetric"},
     {"history", "jacobian", "leading", "probe", "secant", "skeleton"},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lowrank_jax as lrj
-from lowrank_jax import _frames, _pieces
+from lowrank_jax import _pieces, _rows
 from tests import draws, reference
 
 
@@ -16,11 +16,11 @@ def small_pieces(monkeypatch):
 
 
 def scaled_gram(t, x, y):
-    return t * _frames.gram(x, y)
+    return t * _rows.gram(x, y)
 
 
 def products(t, x, y):
-    return _frames.combine(t, x) - y
+    return _rows.combine(t, x) - y
 
 
 def trees(rng):
@@ -88,13 +88,13 @@ def test_packed_rows_unpack_to_what_they_were(rng):
     rows = {"a": rng.normal(size=(3, 2, 2)), "big": rng.normal(size=(3, 70_000))}
     rows |= {"b": rng.normal(size=(3,)), "none": np.zeros((3, 0))}
     v = jax.tree.map(lambda leaf: leaf[0], rows)
-    packed = _frames.pack(rows)
+    packed = _rows.pack(rows)
     assert [leaf.shape for leaf in packed] == [(3, 5), (3, 70_000)]
     twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), packed)
     jax.tree.map(
         lambda found, leaf: np.testing.assert_array_equal(found, np.concatenate([leaf, leaf])),
-        _frames.unpack(twice, v),
+        _rows.unpack(twice, v),
         rows,
     )
     mixed = {"a": rows["a"], "b": np.float32(rows["b"])}
-    assert _frames.pack(mixed) is mixed
+    assert _rows.pack(mixed) is mixed

@@ -92,7 +92,7 @@ def test_leave_one_out_is_that_of_fits_without_each_pair(rng, cloud, extrapolate
     np.testing.assert_allclose(found, truth, rtol={np.float32: 1e-3, np.float64: 1e-8}[dtype])
 
 
-def test_leave_one_out_ignores_padding_and_is_one_or_nan_for_too_few_pairs(rng):
+def test_leave_one_out_ignores_padding_and_is_one_for_too_few_pairs(rng):
     s, y = rng.normal(size=(2, 6, 20))
     zeros = np.zeros((3, 20))
     padded = lrj.SecantPairs(np.concatenate([s, zeros]), np.concatenate([y, zeros]))
@@ -104,7 +104,7 @@ def test_leave_one_out_ignores_padding_and_is_one_or_nan_for_too_few_pairs(rng):
         np.testing.assert_allclose(alone, among, rtol=1e-10)
     single, nothing = (lrj.SecantPairs(rows * s[:3], rows * y[:3]) for rows in ([[1], [0], [0]], 0))
     np.testing.assert_allclose(lrj.diagnose(lrj.fit(single), single).leave_one_out, 1)
-    assert np.isnan(lrj.diagnose(lrj.fit(nothing), nothing).leave_one_out)
+    np.testing.assert_array_equal(lrj.diagnose(lrj.fit(nothing), nothing).leave_one_out, 1)
     assert np.isnan(lrj.choose_extrapolation(nothing))
     assert np.isnan(lrj.choose_extrapolation(lrj.SecantPairs(s[:3], y[:3] * np.nan)))
 

@@ -1,0 +1,240 @@
+"""Breaks the library, one place at a time, and sees that tests notice: `python tests/mutants.py`.
+
+Each mutant is a copy of the library and its tests in a temporary folder, with one text replaced by
+another, and the tests that should fail there. It is an error if a mutant survives, if its text is
+not found exactly once, or if these tests do not pass in a copy without a change. Names given as
+arguments are those of the mutants to run. Tests run with the interpreter that runs this.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("lowrank_jax", "tests", "benchmarks", "pyproject.toml")
+TIMEOUT = 300  # seconds a run
+
+
+class Mutant(NamedTuple):
+    """What is broken, in which module, and the test that should see it."""
+
+    name: str
+    module: str
+    old: str
+    new: str
+    test: str
+
+
+PRECISION = (
+    "test_lowering.py::test_small_matrices_alone_are_factorized_in_a_chain_at_highest_precision"
+)
+MUTANTS = (
+    Mutant(
+        "M is not symmetrised",
+        "secant",
+        "    m = symmetrize(a)\n",
+        "    m = a\n",
+        "test_fit.py::test_inconsistent_pairs_are_least_squares_in_whitened_steps[0]",
+    ),
+    Mutant(
+        "ties at the cut of extrapolate are decided by order",
+        "secant",
+        "ranked = size > cut * (1 + jnp.sqrt(eps))",
+        "ranked = jnp.argsort(jnp.argsort(-size)) < most",
+        "test_fit.py::test_tied_curvatures_give_one_hessian_for_every_order[0.4]",
+    ),
+    Mutant(
+        "curvature that is noise is extrapolated",
+        "secant",
+        " & (size > jnp.sqrt(eps) * outside) & (size > noise)",
+        "",
+        "test_fit.py::test_a_direction_without_curvature_is_not_extrapolated",
+    ),
+    Mutant(
+        "options out of range make no NaN",
+        "secant",
+        "core = core * jnp.where(valid, 1, jnp.nan)",
+        "core = core * jnp.where(valid, 1, 1)",
+        "test_fit.py::test_traced_options_out_of_range_give_no_plausible_operator",
+    ),
+    Mutant(
+        "rows are combined at default precision",
+        "_rows",
+        "jnp.tensordot(t, x, 1, precision=lax.Precision.HIGHEST)",
+        "jnp.tensordot(t, x, 1)",
+        PRECISION + "[mv]",
+    ),
+    Mutant(
+        "small matrices are multiplied at default precision",
+        "_spectral",
+        "jnp.matmul(result, matrix, precision=lax.Precision.HIGHEST)",
+        "jnp.matmul(result, matrix)",
+        PRECISION + "[mv]",
+    ),
+    Mutant(
+        "of two parallel rows the longer one is dropped",
+        "_frames",
+        "return jnp.any((cosines > 0.5) & longer, axis=1)",
+        "return jnp.any((cosines > 0.5) & longer, axis=0)",
+        "test_degenerate.py::test_rotated_rows_that_noise_left_parallel_are_one_direction",
+    ),
+    Mutant(
+        "the rotations of the basis are differentiated",
+        "_frames",
+        "fixed = lax.stop_gradient((rows, shift, unit, inner * jnp.outer(unit, unit)))",
+        "fixed = rows, shift, unit, inner * jnp.outer(unit, unit)",
+        "test_derivatives.py::test_derivatives_with_a_duplicated_point[0]",
+    ),
+    Mutant(
+        "the pseudo-inverse is differentiated as an inverse",
+        "_frames",
+        "dt = product(t, t.T, dk, residual) - product(t, dk.T, t)",
+        "dt = -product(t, dk.T, t)",
+        "test_derivatives.py::test_derivatives_along_dependent_steps[False-0]",
+    ),
+    Mutant(
+        "eigenvectors turn the wrong way",
+        "_spectral",
+        "dv = product(v, reciprocal(w[None, :] - w[:, None]) * rotated)",
+        "dv = product(v, reciprocal(w[:, None] - w[None, :]) * rotated)",
+        "test_operator_derivatives.py::test_truncation_differentiates_where_eigenvalues_outside_repeat",
+    ),
+    Mutant(
+        "one lane of a batch decides for all",
+        "_spectral",
+        "either(jnp.all(condition), all_f, each, condition, args)",
+        "either(jnp.any(condition), all_f, each, condition, args)",
+        "test_spectral.py::test_either_of_a_batch_is_the_choice_of_each",
+    ),
+    Mutant(
+        "the cut of the skeleton is absolute",
+        "skeleton",
+        "cut = rtol * s[0]",
+        "cut = rtol / unit",
+        "test_skeleton.py::test_the_skeleton_is_the_formula_and_cuts_relative_to_the_largest",
+    ),
+    Mutant(
+        "pairs are not centered",
+        "pairs",
+        "return _differences(near, _frames.combine(mean, near))",
+        "return near",
+        "test_pairs.py::test_each_pairing_forms_its_differences",
+    ),
+    Mutant(
+        "a step that is rounding counts",
+        "pairs",
+        "steps = _frames.scale(_resolved(steps, points), steps)",
+        "pass",
+        "test_pairs.py::test_a_symmetric_stencil_has_no_step_at_its_centre",
+    ),
+    Mutant(
+        "solve ignores the damping outside the span",
+        "symmetric",
+        "lambda x, y: x + y / divisor",
+        "lambda x, y: x + y",
+        "test_operator.py::test_functions_of_the_operator_equal_their_dense_twins[0-float64]",
+    ),
+    Mutant(
+        "eigenvalues that are rounding are kept",
+        "symmetric",
+        "jnp.where(jnp.abs(values) <= noise, values, 0)",
+        "jnp.where(jnp.abs(values) < 0, values, 0)",
+        "test_operator.py::test_what_cancels_is_exactly_zero",
+    ),
+    Mutant(
+        "the difference is divided by the step that was meant",
+        "products",
+        "taken = _frames.dot(jax.tree.map(jnp.subtract, ahead, behind), unit)",
+        "taken = jnp.sqrt(jnp.finfo(size.dtype).eps)",
+        "test_products.py::test_the_difference_is_divided_by_the_step_really_taken",
+    ),
+    Mutant(
+        "the hard case of the trust region is not seen",
+        "quadratic",
+        "hard = short & (least > 0)",
+        "hard = short & (least < 0)",
+        "test_quadratic.py::"
+        "test_the_trust_region_step_satisfies_the_conditions_of_more_and_sorensen[float64]",
+    ),
+    Mutant(
+        "a point that is not finite joins the history",
+        "history",
+        "jnp.where(finite & moved & ~first, row.astype(old.dtype), old)",
+        "jnp.where(moved & ~first, row.astype(old.dtype), old)",
+        "test_history.py::"
+        "test_what_is_not_finite_changes_the_count_alone_and_the_next_pair_spans_two_steps",
+    ),
+    Mutant(
+        "a gradient that is not finite moves the optimiser",
+        "optim",
+        "lambda x: jnp.where(usable, x, 0), scaled",
+        "lambda x: x, scaled",
+        "test_optim.py::test_a_gradient_that_is_not_finite_gives_no_step_and_no_pair",
+    ),
+    Mutant(
+        "wrong shapes come in",
+        "_checks",
+        "        if leaf.shape != shape:\n",
+        "        if leaf.ndim != len(shape):\n",
+        "test_errors.py::test_wrong_input_is_an_error_that_says_what_is_wrong"
+        "[a direction that does not fit]",
+    ),
+)
+
+
+def main(names: list[str]) -> int:
+    """Runs the mutants and prints a table; 1 where one is not killed."""
+    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    tests = sorted({mutant.test for mutant in chosen})
+    runs = [(None, tests[i::4]) for i in range(min(4, len(tests)))]
+    runs += [(mutant, [mutant.test]) for mutant in chosen]
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(lambda run: outcome(*run), runs))
+    failed = 0
+    print("| mutant | module | tests | outcome | seconds |\n|---|---|---|---|---|")
+    for (mutant, tests), (said, seconds) in zip(runs, outcomes, strict=True):
+        failed += said != ("killed" if mutant else "survived")
+        name, module = mutant[:2] if mutant else ("no change", "")
+        print(f"| {name} | {module} | {', '.join(tests)} | {said} | {seconds:.0f} |")
+    return int(failed > 0)
+
+
+def outcome(mutant: Mutant | None, tests: list[str]) -> tuple[str, float]:
+    """What the tests say of a copy with this change, and how many seconds they took."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, Path(folder) / name)
+        if mutant:
+            path = Path(folder) / "lowrank_jax" / f"{mutant.module}.py"
+            text = path.read_text()
+            if text.count(mutant.old) != 1:
+                return f"text found {text.count(mutant.old)} times", 0.0
+            path.write_text(text.replace(mutant.old, mutant.new))
+        return verdict(folder, tests)
+
+
+def verdict(folder: str, tests: list[str]) -> tuple[str, float]:
+    """`survived` where the tests pass, `killed` where one fails, else what pytest says."""
+    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider"]
+    command += [f"tests/{test}" for test in tests]
+    environment = os.environ | {"PYTHONPATH": folder, "OPENBLAS_NUM_THREADS": "1"}
+    start = time.perf_counter()
+    try:
+        run = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, timeout=TIMEOUT, check=False
+        )
+        said = {0: "survived", 1: "killed"}.get(run.returncode, f"pytest: {run.returncode}")
+    except subprocess.TimeoutExpired:
+        said = "timeout"
+    return said, time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
