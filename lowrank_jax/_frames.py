@@ -137,8 +137,9 @@ def _rotations(eps, rtol, rows, shift, unit, inner):
     easy = (size < 10 * math.sqrt(n)) & (cut * size < 1)
 
     def one_factor(inverse, *_):
-        low = jnp.full(n, math.sqrt(n) * eps, inverse.dtype)
-        return inverse, jnp.eye(n, dtype=inverse.dtype), low
+        low = jnp.full_like(inverse[0], math.sqrt(n) * eps)
+        same = jnp.where(jnp.eye(n, dtype=bool), 1, jnp.zeros_like(inverse))
+        return inverse, same, low
 
     def two_rotations(_, rtol, rows, shift, unit, inner):
         first = eigh(inner)[1].T

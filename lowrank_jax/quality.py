@@ -339,7 +339,7 @@ def compare_hvp(
     _checks.instance(hessian, "hessian", SymmetricLowRank)
     _checks.single(hessian.core)
     _checks.like(x, "x", hessian.factors, "a factor of hessian", pattern_lead=1)
-    product_at_x = hvp(loss, argnums)
+    product_at_x, vectors = hvp(loss, argnums), _rows.spread(vectors)
 
     def compare(v):
         exact, approximate = _rows.widen((product_at_x(x, v, *args), hessian @ v))

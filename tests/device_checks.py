@@ -1,0 +1,164 @@
+"""What must hold on several devices; `test_devices` runs this with eight of them."""
+
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import lowrank_jax as lrj
+
+N, DIM = 6, 48
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+)
+AXIS_TYPES = {"automatic": AxisType.Auto, "explicit": AxisType.Explicit}
+
+
+def loss(x):
+    return jnp.sum(jnp.cos(x)) + jnp.sum(x**4) / 2
+
+
+def on(count, axis_type):
+    return jax.make_mesh((count,), ("d",), (AXIS_TYPES[axis_type],), devices=jax.devices()[:count])
+
+
+def curvature(points, v):
+    """All that the library is asked for, of one cloud and of one point."""
+    pairs = lrj.secant_pairs(loss)(points)
+    h = lrj.fit(pairs)
+    whole = lrj.lowrank_hessian(loss, N)(v, key=jax.random.key(0))
+    return {
+        "H v": h @ v,
+        "dense": h.to_dense(),
+        "solve": h.solve(v, 3.0),
+        "eigenvalues": h.eigh()[0],
+        "logdet": h.logdet(1e3),
+        "diagonal": h.diagonal(),
+        "truncation": h.truncate(3).to_dense(),
+        "residual": lrj.diagnose(h, pairs).secant_residual,
+        "error": lrj.compare_hvp(loss, h, v, points).relative_error,
+        "lowrank_hessian": whole @ v,
+        "gradient": jax.grad(lambda p: lrj.secant_hessian(loss)(p).frobenius_norm())(points),
+    }
+
+
+@pytest.fixture(scope="module")
+def cloud():
+    rng = np.random.default_rng(0)
+    points, v = rng.normal(size=(N, DIM)), rng.normal(size=DIM)
+    return points, v, jax.jit(curvature)(points, v)
+
+
+@pytest.mark.parametrize(
+    ("count", "axis_type", "spec"),
+    [
+        (1, "explicit", P(None, "d")),
+        (2, "automatic", P("d", None)),
+        (3, "automatic", P(None, "d")),
+        (3, "explicit", P("d", None)),
+        (8, "explicit", P(None, "d")),
+    ],
+)
+def test_points_sharded_along_either_axis_give_the_curvature_of_one_device(
+    cloud, count, axis_type, spec
+):
+    points, v, truth = cloud
+    mesh = on(count, axis_type)
+    with jax.set_mesh(mesh):
+        points = jax.device_put(points, NamedSharding(mesh, spec))
+        found = jax.jit(curvature)(points, jax.device_put(v, NamedSharding(mesh, P("d"))))
+    for name, value in truth.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-8, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+def test_a_batch_sharded_over_devices_gives_each_cloud_its_operator(axis_type):
+    clouds = np.random.default_rng(0).normal(size=(8, 4, 10))
+    mesh = on(4, axis_type)
+    function = jax.jit(jax.vmap(lambda points: lrj.secant_hessian(loss)(points).to_dense()))
+    with jax.set_mesh(mesh):
+        found = function(jax.device_put(clouds, NamedSharding(mesh, P("d"))))
+    assert found.sharding.spec[0] == "d"
+    np.testing.assert_allclose(found, function(clouds), rtol=1e-10, atol=1e-12)
+
+
+def test_clouds_in_a_shard_map_are_fitted_where_they_lie():
+    clouds = np.random.default_rng(0).normal(size=(8, 4, 10))
+    each = jax.vmap(lambda points: lrj.secant_hessian(loss)(points).to_dense())
+    mesh = on(4, "automatic")
+    found = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=P("d"), out_specs=P("d")))(clouds)
+    np.testing.assert_allclose(found, jax.jit(each)(clouds), rtol=1e-10, atol=1e-12)
+
+
+def collectives(f, *args):
+    """How many numbers each kind of communication in the compiled program moves at most."""
+    found = Counter()
+    for shapes, kind in COLLECTIVE.findall(jax.jit(f).lower(*args).compile().as_text()):
+        sizes = [
+            np.prod([int(d) for d in s.split(",") if d]) for s in re.findall(r"\[([\d,]*)\]", shapes)
+        ]
+        found[kind] = max(found[kind], int(sum(sizes)))
+    return dict(found)
+
+
+def shards(mesh, spec, *shape):
+    return jax.ShapeDtypeStruct(shape, np.float32, sharding=NamedSharding(mesh, spec))
+
+
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+def test_along_the_long_axis_only_sums_of_small_matrices_travel(axis_type):
+    n, dim = 8, 8 * 4096
+    mesh = on(8, axis_type)
+    with jax.set_mesh(mesh):
+        rows, v = shards(mesh, P(None, "d"), n, dim), shards(mesh, P("d"), dim)
+        factors = shards(mesh, P(None, "d"), 2 * n, dim)
+        h = lrj.SymmetricLowRank(factors, shards(mesh, P(), 2 * n, 2 * n))
+        programs = {
+            "fit": (lambda s, y: lrj.fit(lrj.SecantPairs(s, y)), rows, rows),
+            "secant_hessian": (lrj.secant_hessian(loss), rows),
+            "diagnose": (lambda h, s, y: lrj.diagnose(h, lrj.SecantPairs(s, y)), h, rows, rows),
+            "mv": (lambda h, v: h @ v, h, v),
+            "solve": (lambda h, v: h.solve(v, 0.1), h, v),
+            "eigh": (lambda h: h.eigh(), h),
+            "lowrank_hessian": (
+                lambda x: lrj.lowrank_hessian(loss, n)(x, key=jax.random.key(0)),
+                v,
+            ),
+        }
+        for name, program in programs.items():
+            moved = collectives(*program)
+            assert set(moved) == {"all-reduce"}, (name, moved)
+            assert moved["all-reduce"] <= 4 * (2 * n) ** 2, (name, moved)
+
+
+def test_clouds_on_explicit_axes_are_spread_and_never_gathered():
+    """Rows whole on a device each, six on two devices: their entries change places, once each."""
+    mesh = on(2, "explicit")
+    with jax.set_mesh(mesh):
+        rows = shards(mesh, P("d", None), N, 4096)
+        moved = collectives(lambda s, y: lrj.fit(lrj.SecantPairs(s, y)), rows, rows)
+    assert "all-gather" not in moved
+    assert moved["all-reduce"] <= 4 * N**2
+
+
+def test_batches_over_devices_need_no_communication():
+    mesh = on(8, "automatic")
+    clouds = shards(mesh, P("d"), 16, 4, 100)
+    assert collectives(jax.vmap(lrj.secant_hessian(loss)), clouds) == {}
+
+
+def test_the_state_of_an_optimiser_lies_where_the_parameters_do():
+    mesh = on(8, "automatic")
+    x = jax.device_put(np.arange(DIM, dtype=np.float32), NamedSharding(mesh, P("d")))
+    opt = lrj.optim.scale_by_secant()
+    state = jax.jit(opt.init)(x)
+    step = jax.jit(lambda x, state: opt.update(jax.grad(loss)(x), state, x))
+    update, state = step(x, state)
+    update, state = step(x - 0.01 * update, state)
+    assert update.sharding.spec == P("d")
+    assert state.history.steps.sharding.spec == P(None, "d")
