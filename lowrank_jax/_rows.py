@@ -180,8 +180,14 @@ def gram(a: Any, b: Any) -> jax.Array:
     a, b = (jax.tree.map(lambda leaf: leaf.astype(dtype), rows) for rows in (a, b))
     if jax.tree.leaves(a)[0].ndim == jax.tree.leaves(b)[0].ndim:
         return _pieces.total(_leaf_gram, None, pack(a), pack(b))
-    products = jax.tree.map(functools.partial(_leaf_gram, None), a, b)
-    return functools.reduce(jnp.add, jax.tree.leaves(products))
+    return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(_leaf_product, a, b)))
+
+
+def _leaf_product(x, v):
+    """`X v`; long sums in pieces, as a CPU's running sum of 1e7 products has an error of 1e-3."""
+    if v.size > _pieces.SIZE:
+        return _pieces.total(_leaf_gram, None, x, v[None])[:, 0]
+    return _leaf_gram(None, x, v)
 
 
 def _leaf_gram(_, x, y):

@@ -122,14 +122,14 @@ MUTANTS = (
     Mutant(
         "pairs are not centered",
         "pairs",
-        "return _differences(near, _frames.combine(mean, near))",
+        "return _differences(near, _rows.combine(mean, near))",
         "return near",
         "test_pairs.py::test_each_pairing_forms_its_differences",
     ),
     Mutant(
         "a step that is rounding counts",
         "pairs",
-        "steps = _frames.scale(_resolved(steps, points), steps)",
+        "steps = _rows.scale(_resolved(steps, points), steps)",
         "pass",
         "test_pairs.py::test_a_symmetric_stencil_has_no_step_at_its_centre",
     ),
@@ -150,7 +150,7 @@ MUTANTS = (
     Mutant(
         "the difference is divided by the step that was meant",
         "products",
-        "taken = _frames.dot(jax.tree.map(jnp.subtract, ahead, behind), unit)",
+        "taken = _rows.dot(jax.tree.map(jnp.subtract, ahead, behind), unit)",
         "taken = jnp.sqrt(jnp.finfo(size.dtype).eps)",
         "test_products.py::test_the_difference_is_divided_by_the_step_really_taken",
     ),

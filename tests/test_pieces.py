@@ -98,3 +98,10 @@ def test_packed_rows_unpack_to_what_they_were(rng):
     )
     mixed = {"a": rows["a"], "b": np.float32(rows["b"])}
     assert _rows.pack(mixed) is mixed
+
+
+def test_long_sums_in_single_precision_keep_its_digits(rng):
+    x = rng.normal(size=(16, 2**20)).astype(np.float32)
+    truth = x.astype(np.float64) @ x[0]
+    found = jax.jit(_rows.gram)(x, x[0])
+    assert reference.relative_error(found, truth) < 1e-6  # a running sum: 2e-5
