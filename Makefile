@@ -15,7 +15,7 @@ demo: $(READY)
 
 # One thread of linear algebra for each process: more would wait for each other.
 test: $(READY)
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=15
 
 lint: $(READY)
 	$(BIN)/ruff check .

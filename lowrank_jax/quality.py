@@ -34,6 +34,7 @@ class Diagnosis(NamedTuple):
       least_curvature: the least `|v^T H v| / |H v|` of the eigenvectors v of H within the span
         of the steps; in [0, 1]. 0 where the pairs show how H turns a step and nothing of
         its curvature, as diag(1, -1) does with (1, 1); below sqrt(eps) no fit extrapolates there.
+        Vectors of which H makes next to nothing, or only noise, do not count.
     """
 
     secant_residual: jax.Array
@@ -241,7 +242,8 @@ def _short(pairs):
 def _least_curvature(short, noise):
     """Of `M = V diag(w) V^T` and `Z ~ Q H` as in the text of `secant`: the least |w_i| / |V^T Z|_i.
 
-    Where V^T Z is within the noise of the pairs there is nothing to tell.
+    Where V^T Z is within the noise of the pairs, or sqrt(eps) of its longest row, there is nothing
+    to tell.
     """
     inverse = reciprocal(_rows.norms(short.steps))
     s, y = (_rows.scale(inverse, rows) for rows in short[:2])
@@ -249,7 +251,7 @@ def _least_curvature(short, noise):
     z = _rows.combine(basis.transform * basis.scale[None, :], y)
     w, v = eigh(symmetrize(_rows.gram(z, basis.rows)))
     images = _rows.norms(product(v.T, z))
-    noise = jnp.maximum(noise.astype(w.dtype), 4 * len(w) * jnp.finfo(w.dtype).eps)
+    noise = jnp.maximum(noise.astype(w.dtype), float(jnp.finfo(w.dtype).eps) ** 0.5)
     seen = images > noise * jnp.max(images)
     return jnp.min(jnp.where(seen, jnp.abs(w) / jnp.where(seen, images, 1), 1), initial=1)
 

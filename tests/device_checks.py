@@ -100,7 +100,8 @@ def collectives(f, *args):
     found = Counter()
     for shapes, kind in COLLECTIVE.findall(jax.jit(f).lower(*args).compile().as_text()):
         sizes = [
-            np.prod([int(d) for d in s.split(",") if d]) for s in re.findall(r"\[([\d,]*)\]", shapes)
+            np.prod([int(d) for d in s.split(",") if d])
+            for s in re.findall(r"\[([\d,]*)\]", shapes)
         ]
         found[kind] = max(found[kind], int(sum(sizes)))
     return dict(found)

@@ -1,6 +1,6 @@
 """One of several processes that fit steps together; `test_devices` runs this.
 
-    python tests/process_check.py host:port count index
+python tests/process_check.py host:port count index
 """
 
 import sys
