@@ -226,7 +226,7 @@ def _dominant(product: Callable, start: Any, eps: float) -> tuple[jax.Array, Any
         floor = (search.error < eps**0.5) & (search.stale >= 2)
         return (search.error > 16 * eps) & ~floor & (search.cycle < cycles)
 
-    rows = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), start)
+    rows = _rows.zeros(start, count)
     zero, large = jnp.zeros_like(_rows.norm(start)), jnp.full_like(_rows.norm(start), jnp.inf)
     none = jnp.zeros((), jnp.int32)
     first = _Search(rows, rows, start, none, zero, large, large, none, none)

@@ -6,7 +6,6 @@ import lineax
 import numpy as np
 import optax
 import orbax.checkpoint
-import pytest
 import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
 
@@ -56,16 +55,14 @@ def is_key(x):
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-@pytest.mark.parametrize("form", [tree])
-def test_conjugate_gradients_of_jax_solve_what_solve_does(rng, form):
-    h, b = semidefinite(rng, form)
+def test_conjugate_gradients_of_jax_solve_what_solve_does(rng):
+    h, b = semidefinite(rng, tree)
     x, _ = jax.scipy.sparse.linalg.cg(damped(h), b, tol=1e-13)
     assert_close(x, h.solve(b, DAMPING), 1e-10)
 
 
-@pytest.mark.parametrize("form", [tree])
-def test_conjugate_gradients_of_lineax_solve_what_solve_does(rng, form):
-    h, b = semidefinite(rng, form)
+def test_conjugate_gradients_of_lineax_solve_what_solve_does(rng):
+    h, b = semidefinite(rng, tree)
     a = lineax.FunctionLinearOperator(
         damped(h), jax.eval_shape(lambda: b), lineax.positive_semidefinite_tag
     )
@@ -73,9 +70,8 @@ def test_conjugate_gradients_of_lineax_solve_what_solve_does(rng, form):
     assert_close(solution.value, h.solve(b, DAMPING), 1e-10)
 
 
-@pytest.mark.parametrize("form", [array])
-def test_lineax_composes_the_product_and_makes_its_matrix(rng, form):
-    h, b = semidefinite(rng, form)
+def test_lineax_composes_the_product_and_makes_its_matrix(rng):
+    h, b = semidefinite(rng, array)
     structure = jax.eval_shape(lambda: b)
     a = lineax.FunctionLinearOperator(h.mv, structure, lineax.symmetric_tag)
     np.testing.assert_allclose(a.as_matrix(), h.to_dense(), atol=1e-12)
