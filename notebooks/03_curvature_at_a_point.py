@@ -41,6 +41,7 @@ import lowrank_jax as lrj
 from benchmarks.problems import digits, init_mlp, mean_loss
 
 START = time.perf_counter()
+QUICK = "--quick" in sys.argv  # fewer fits, vectors and losses, for a look
 RANDOM = np.random.default_rng(0)
 
 
@@ -167,9 +168,9 @@ assert np.all(eigenvalue_errors["20 probes, 1 pass"][:8] > 0.05)
 # over three random keys; those of one pass come from a single draw.
 
 # %%
-COUNTS = 4, 8, 12, 16, 20, 28, 40
+COUNTS = (12, 20, 40) if QUICK else (4, 8, 12, 16, 20, 28, 40)
 PAIRS, KEYS = 40, jax.random.split(jax.random.key(2), 3)
-vectors = RANDOM.standard_normal((64, len(x)), np.float32)
+vectors = RANDOM.standard_normal((16 if QUICK else 64, len(x)), np.float32)
 
 
 @jax.jit
@@ -294,7 +295,7 @@ print(f"  a gradient takes {ratio:.2f} of the time of a product in a loop")
 # derivatives, which no quadratic model has.
 
 # %%
-GRID = np.linspace(-0.4, 0.4, 21, dtype=np.float32)
+GRID = np.linspace(-0.4, 0.4, 9 if QUICK else 21, dtype=np.float32)
 
 
 @jax.jit

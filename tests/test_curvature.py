@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from jax.test_util import check_grads
 
 import lowrank_jax as lrj
 from tests import draws, reference
+from tests.derivatives import check_derivatives
 
 KEY = jax.random.key(1)
 
@@ -140,13 +140,13 @@ def test_the_step_can_be_given(rng):
     def far(x):
         return jnp.sum(jnp.sin(x - 1e6) * jnp.roll(x - 1e6, 1))
 
-    exact, options = jax.hessian(far)(x), {"step": 1e-5}
+    exact, options = jax.hessian(far)(x), {"step": 1e-5, "passes": 1}
     found = {
-        "loss": jax.jit(lrj.lowrank_hessian(far, 3, **options)),
-        "gradient": jax.jit(lrj.lowrank_hessian_from_gradient(jax.grad(far), 3, **options)),
-        "host": lrj.lowrank_hessian_on_host(jax.jit(jax.grad(far)), 3, **options),
+        "loss": jax.jit(lrj.lowrank_hessian(far, 6, **options)),
+        "gradient": jax.jit(lrj.lowrank_hessian_from_gradient(jax.grad(far), 6, **options)),
+        "host": lrj.lowrank_hessian_on_host(jax.jit(jax.grad(far)), 6, **options),
         "model": lambda x, key: (
-            jax.jit(lrj.quadratic_model_at(far, 3, **options))(x, key=key).hessian
+            jax.jit(lrj.quadratic_model_at(far, 6, **options))(x, key=key).hessian
         ),
     }
     for name, at in found.items():
@@ -162,7 +162,7 @@ def test_derivatives_follow_the_probes(rng):
         h = at(x, w, key=KEY)
         return h.trace(), h.frobenius_norm()
 
-    check_grads(jax.jit(spectrum), (x, w), order=1, modes=("fwd", "rev"), rtol=1e-5)
+    check_derivatives(spectrum, (x, w))
 
 
 def test_gradient_differences_differentiate_to_their_own_accuracy(rng):

@@ -1,5 +1,7 @@
 """Dependent, repeated, zero and too many pairs: the operator of the dense twin."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,14 @@ from lowrank_jax import _frames
 from tests import draws, reference
 
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
+
+
+@jax.jit
+@jax.vmap
+@partial(jax.grad, argnums=(0, 1), has_aux=True)
+def gradients_and_operators(s, y):
+    h = lrj.fit(lrj.SecantPairs(s, y))
+    return jnp.sum(h @ jnp.ones(s.shape[1], s.dtype)) + h.trace(), h.to_dense()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -25,12 +35,7 @@ def test_dependent_pairs_give_the_operator_of_the_dense_twin(rng, kind, consiste
         eps = np.finfo(dtype).eps
         truth.append(reference.fit(steps[-1], slopes[-1], 2 / 3, rank=rank, eps=eps))
 
-    def loss(s, y):
-        h = lrj.fit(lrj.SecantPairs(s, y))
-        return jnp.sum(h @ jnp.ones(s.shape[1], dtype)) + h.trace(), h.to_dense()
-
-    both = jax.jit(jax.vmap(jax.grad(loss, argnums=(0, 1), has_aux=True)))
-    gradients, found = both(np.array(steps), np.array(slopes))
+    gradients, found = gradients_and_operators(np.array(steps), np.array(slopes))
     errors = [reference.relative_error(h, t) for h, t in zip(found, truth, strict=True)]
     assert np.max(errors) < TOLERANCE[dtype]
     assert all(np.isfinite(g).all() for g in gradients)

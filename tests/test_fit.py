@@ -180,17 +180,18 @@ def test_smallest_shapes(rng, shape):
 
 def test_a_bad_number_poisons_its_own_lane_alone(rng):
     s, y = rng.normal(size=(3, 4, 9)), rng.normal(size=(3, 4, 9))
+    fit, diagnose = jax.jit(jax.vmap(lrj.fit)), jax.jit(jax.vmap(lrj.diagnose))
     for bad in (np.nan, np.inf):
         for array in (s, y):
             broken = array.copy()
             broken[1, 2, 3] = bad
             pairs = lrj.SecantPairs(broken if array is s else s, broken if array is y else y)
-            h = jax.jit(jax.vmap(lrj.fit))(pairs)
+            h = fit(pairs)
             dense = jax.vmap(lambda h: h.to_dense())(h)
             assert np.isnan(dense[1]).all()
             assert np.isfinite(dense[0]).all()
             assert np.isfinite(dense[2]).all()
-            np.testing.assert_array_equal(jax.vmap(lrj.diagnose)(h, pairs).finite, [1, 0, 1])
+            np.testing.assert_array_equal(diagnose(h, pairs).finite, [1, 0, 1])
 
 
 def test_half_precision_is_computed_in_single_and_returned_in_half(rng):

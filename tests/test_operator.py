@@ -10,6 +10,7 @@ import lowrank_jax as lrj
 from tests import draws, reference
 
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-10}
+SIZES = [(0, np.float32), (1, np.float64), (4, np.float32), (9, np.float64)]
 
 
 def tree(rows):
@@ -54,8 +55,7 @@ def test_every_method_equals_its_dense_twin(rng, k, dtype):
         assert combined.core.dtype == dtype
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("k", [0, 1, 4, 9])
+@pytest.mark.parametrize(("k", "dtype"), SIZES)
 def test_eigenpairs_are_those_of_the_dense_twin(rng, k, dtype):
     h, dense = operator(rng, k, dtype)
     s, rows = h.eigh()
@@ -74,8 +74,7 @@ def test_eigenpairs_are_those_of_the_dense_twin(rng, k, dtype):
     assert reference.relative_error(u.T * s @ u, dense) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("k", [0, 1, 4, 9])
+@pytest.mark.parametrize(("k", "dtype"), SIZES)
 def test_functions_of_the_operator_equal_their_dense_twins(rng, k, dtype):
     h, dense = operator(rng, k, dtype)
     values, vectors = np.linalg.eigh(dense)
@@ -163,9 +162,9 @@ def test_inverse_roots_at_small_damping_keep_the_stiff_direction(rng, ratio):
 
 def test_draws_have_the_shape_asked_for_and_unit_normal_origin(rng):
     h, _ = operator(rng, 3)
-    shapes = jax.tree.map(jnp.shape, h.sample(jax.random.key(0), 9.0, (2, 3)))
-    assert shapes == {"a": (2, 3), "b": [(2, 3, 2, 2), (2, 3, 2)]}
-    z = (0 * h).sample(jax.random.key(1), 1.0, (4000,))
+    z = (0 * h).sample(jax.random.key(1), 1.0, (40, 100))
+    shapes = jax.tree.map(jnp.shape, z)
+    assert shapes == {"a": (40, 100), "b": [(40, 100, 2, 2), (40, 100, 2)]}
     z = np.concatenate([np.reshape(leaf, (4000, -1)) for leaf in jax.tree.leaves(z)], axis=1)
     np.testing.assert_allclose(np.cov(z.T), np.eye(7), atol=0.12)
     np.testing.assert_allclose(np.mean(z, axis=0), 0, atol=0.08)
@@ -185,8 +184,7 @@ def test_what_is_not_positive_definite_has_no_logarithm_and_no_draws(rng):
         np.testing.assert_allclose(x, exact, rtol=1e-9)
 
 
-@pytest.mark.parametrize("damping", [0.0, -1.0, np.nan])
-def test_a_traced_damping_that_is_not_positive_gives_nan(rng, damping):
+def test_a_traced_damping_that_is_not_positive_gives_nan(rng):
     h, _ = operator(rng, 4)
 
     @jax.jit
@@ -194,7 +192,8 @@ def test_a_traced_damping_that_is_not_positive_gives_nan(rng, damping):
         solved, drawn = h.solve(tree(jnp.ones(7)), damping), h.sample(jax.random.key(0), damping)
         return ravel_pytree(solved)[0], h.logdet(damping), ravel_pytree(drawn)[0]
 
-    assert all(np.isnan(x).all() for x in all_of(damping))
+    for damping in (0.0, -1.0, np.nan):
+        assert all(np.isnan(x).all() for x in all_of(damping))
 
 
 def test_an_operator_that_is_not_finite_has_no_inertia(rng):
@@ -235,12 +234,12 @@ def test_methods_under_vmap_are_those_of_each(rng, name):
 
 def test_truncation_is_the_best_approximation_of_its_rank(rng):
     h, dense = operator(rng, 5)
-    for rank in range(9):
+    for rank in (0, 1, 3, 5, 8):
         short = h.truncate(rank)
         assert short.core.shape == (rank, rank)
         error = reference.relative_error(short.to_dense(), dense)
         np.testing.assert_allclose(error, reference.eckart_young_error(dense, rank), atol=1e-10)
-    surplus, rows = h.truncate(8).eigh()
+    surplus, rows = short.eigh()
     np.testing.assert_array_equal(surplus[5:], 0)
     assert all((leaf[5:] == 0).all() for leaf in jax.tree.leaves(rows))
 

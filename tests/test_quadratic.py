@@ -1,14 +1,16 @@
 """The quadratic model and its steps against the dense model."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from jax.test_util import check_grads
 
 import lowrank_jax as lrj
 from tests import draws, reference
+from tests.derivatives import check_derivatives
 
 DIM, N = 8, 4
 V = np.linspace(-1, 1, DIM)
@@ -204,19 +206,22 @@ def exact_low_rank(rng):
     return s, s @ draws.symmetric(rng, DIM, 2), 0
 
 
-@pytest.mark.parametrize("draw", [generic, identity, exact_low_rank])
-def test_derivatives_of_the_model_and_its_steps(rng, draw):
-    s, y, extrapolate = draw(rng)
-
-    @jax.jit
-    def steps(s, y, g, damping, radius):
+@cache
+def steps(extrapolate):
+    def of_pairs(s, y, g, damping, radius):
         h = lrj.fit(lrj.SecantPairs(s, y), extrapolate=extrapolate)
         model = lrj.QuadraticModel(jnp.zeros(DIM), jnp.sum(g), g, h)
         step = model.trust_region_step(radius)
         return step, model.newton_step(damping), model.predict(V), model.predict(step)
 
+    return of_pairs
+
+
+@pytest.mark.parametrize("draw", [generic, identity, exact_low_rank])
+def test_derivatives_of_the_model_and_its_steps(rng, draw):
+    s, y, extrapolate = draw(rng)
     args = s, y, rng.normal(size=DIM), np.float64(9.0), np.float64(0.3)
-    check_grads(steps, args, order=1, rtol=1e-5, atol=1e-5)
+    check_derivatives(steps(extrapolate), args)
 
 
 def test_derivatives_of_an_interior_step_and_second_ones_of_one_on_the_boundary(rng):
@@ -230,8 +235,8 @@ def test_derivatives_of_an_interior_step_and_second_ones_of_one_on_the_boundary(
         return of_model
 
     args = np.linspace(1, 3, DIM), rng.normal(size=DIM)
-    check_grads(jax.jit(step(10.0)), args, order=1, rtol=1e-5, atol=1e-5)
-    check_grads(jax.jit(step(0.2)), args, order=2, modes=["rev"], rtol=1e-4, atol=1e-4)
+    check_derivatives(step(10.0), args)
+    check_derivatives(step(0.2), args, order=2, rtol=1e-4, atol=1e-4)
 
 
 def test_derivatives_of_the_model_of_a_cloud(rng):
@@ -240,12 +245,11 @@ def test_derivatives_of_the_model_of_a_cloud(rng):
     def loss(x, w):
         return jnp.sum(jnp.tanh(w @ x) ** 2) + jnp.sum(x**4) / 9
 
-    @jax.jit
     def outputs(points, w):
         model = lrj.quadratic_model(loss)(points, w)
         return model.center, model.value, model.grad, model.predict(V)
 
-    check_grads(outputs, (points, w), order=1, rtol=1e-5, atol=1e-5)
+    check_derivatives(outputs, (points, w))
 
 
 STEPS = {

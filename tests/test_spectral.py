@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from lowrank_jax._spectral import eigh, either, masked_inverse, svd
 from tests import draws, reference
+from tests.derivatives import check_derivatives
 
 
 def above(w, v, level):
@@ -19,6 +19,10 @@ def matrix(rng, values):
     return (q * values) @ q.T
 
 
+def kept_inverse(a):
+    return masked_inverse(above, (a + a.T) / 2, 0.3)
+
+
 @pytest.mark.parametrize(
     "values",
     [[3.0, -2.0, 0.5, 0.1], [2.0, 2.0, -2.0, 0.1], [2.0, 2.0, 0.1, 0.1], [1.0, 0.0, 0.0, 0.0]],
@@ -26,23 +30,18 @@ def matrix(rng, values):
 def test_the_inverse_of_the_kept_part_differentiates(rng, values):
     m = matrix(rng, values)
 
-    def inverse(a):
-        return masked_inverse(above, (a + a.T) / 2, 0.3)
-
     w, v = np.linalg.eigh(m)
     kept = np.where(np.abs(w) > 0.3, 1 / w, 0)
-    np.testing.assert_allclose(inverse(m), v * kept @ v.T, atol=1e-12)
-    check_grads(inverse, (m,), order=1, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(kept_inverse(m), v * kept @ v.T, atol=1e-12)
+    check_derivatives(kept_inverse, (m,), rtol=1e-6, atol=1e-6)
 
 
 def test_second_derivatives_at_distinct_and_at_repeated_kept_eigenvalues(rng):
     m = matrix(rng, [3.0, -2.0, 0.5, 0.1])
-    check_grads(lambda a: masked_inverse(above, (a + a.T) / 2, 0.3), (m,), order=2, rtol=1e-5)
+    check_derivatives(kept_inverse, (m,), order=2)
     all_kept = matrix(rng, [2.0, 2.0, -2.0, 0.5])
-    check_grads(
-        lambda a: masked_inverse(above, (a + a.T) / 2, 0.3), (all_kept,), order=2, rtol=1e-5
-    )
-    check_grads(lambda a: eigh((a + a.T) / 2)[0], (m,), order=2, rtol=1e-5)
+    check_derivatives(kept_inverse, (all_kept,), order=2)
+    check_derivatives(lambda a: eigh((a + a.T) / 2)[0], (m,), order=2)
 
 
 @pytest.mark.parametrize("gap", [0, 1e-7, 1e-5, 1e-3])
@@ -58,6 +57,12 @@ def test_close_eigenvalues_lose_no_digits_in_float32(rng, gap):
     assert reference.relative_error(tangent, truth) < 1e-5
 
 
+def spans(m):
+    u, s, v = svd(m)
+    u, v = u[:, :2], v[:, :2]
+    return u @ u.T, v @ v.T, u @ v.T, jnp.sum(s[:2])
+
+
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
 @pytest.mark.parametrize("values", [[3.0, 1.0, 0.4], [2.0, 2.0, 0.5], [2.0, 1.0, 0.0]])
 def test_spans_of_singular_vectors_differentiate(rng, shape, values):
@@ -67,15 +72,10 @@ def test_spans_of_singular_vectors_differentiate(rng, shape, values):
     left, right = (np.linalg.qr(draw(size=(n, 3)))[0] for n in shape)
     m = left * values @ right.T
 
-    def parts(m):
-        u, s, v = svd(m)
-        u, v = u[:, :2], v[:, :2]
-        return u @ u.T, v @ v.T, u @ v.T, jnp.sum(s[:2])
-
     u, s, v = svd(m)
     np.testing.assert_allclose((u * s[None, :]) @ v.T, m, atol=1e-14)
     np.testing.assert_allclose(s[:3], values, atol=1e-14)
-    check_grads(parts, (m,), order=1, rtol=1e-6, atol=1e-6)
+    check_derivatives(spans, (m,), rtol=1e-6, atol=1e-6)
 
 
 def test_singular_vectors_of_nothing_have_no_columns():

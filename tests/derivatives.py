@@ -1,0 +1,57 @@
+"""Derivatives in both modes against central differences, in one program.
+
+Most of the time of such a test is compilation: one program has the value and all derivatives,
+and a function given again with arguments of the same shapes is not compiled again.
+"""
+
+from functools import partial
+
+import jax
+import numpy as np
+
+
+def check_derivatives(function, args, *, order=1, eps=1e-4, rtol=1e-5, atol=1e-5):
+    """Asserts that derivatives along random directions are slopes between `args +- eps along`.
+
+    Those of order 2 are derivatives, in both modes, of the derivatives in both modes.
+    """
+    rng = np.random.default_rng(0)
+    along = _normal(rng, args)
+    directions = ()
+    for _ in range(order):
+        shapes = jax.eval_shape(partial(_derivatives, function), args, directions)
+        directions += ((along, _normal(rng, shapes)),)
+
+    ahead, at, behind = (
+        _derivatives(function, _moved(args, step, along), directions) for step in (eps, 0.0, -eps)
+    )
+    close = partial(np.testing.assert_allclose, rtol=rtol, atol=atol)
+    for _, weights in reversed(directions):
+        (ahead, *_), (at, forward, back), (behind, *_) = ahead, at, behind
+        jax.tree.map(lambda t, a, b: close(t, (a - b) / (2 * eps)), forward, ahead, behind)
+        close(_dot(back, along), _dot(weights, forward))
+
+
+@partial(jax.jit, static_argnums=0)
+def _derivatives(function, args, directions):
+    for along, weights in directions:
+        function = partial(_differentiated, function, along, weights)
+    return function(*args)
+
+
+def _differentiated(function, along, weights, *args):
+    """The value at `args`, `J along` and `J^T weights`."""
+    out, forward = jax.jvp(function, args, along)
+    return out, forward, jax.vjp(function, *args)[1](weights)
+
+
+def _moved(args, step, along):
+    return jax.tree.map(lambda x, t: x + step * t, args, along)
+
+
+def _normal(rng, like):
+    return jax.tree.map(lambda leaf: np.asarray(rng.normal(size=np.shape(leaf))), like)
+
+
+def _dot(a, b):
+    return sum(map(np.vdot, jax.tree.leaves(a), jax.tree.leaves(b)))
