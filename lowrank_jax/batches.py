@@ -52,7 +52,7 @@ def mean_gradient(
       >>> from lowrank_jax import lowrank_hessian_on_host
       >>> class Days:
       ...     def __iter__(self):
-      ...         for day in range(20):  # stands for a file of 100 + day measurements
+      ...         for day in range(5):  # stands for a file of 100 + day measurements
       ...             yield np.random.default_rng(day).normal(size=(100 + day, 2)) * [3, 1]
       >>> gradient = mean_gradient(lambda w, x: jnp.mean((x @ w) ** 2) / 2, Days())
       >>> h = lowrank_hessian_on_host(gradient, 2)(jnp.ones(2), key=jax.random.key(0))

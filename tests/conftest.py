@@ -4,6 +4,7 @@
 for few optimizations, but where `JAX_DISABLE_MOST_OPTIMIZATIONS=0` is set.
 """
 
+import gc
 import os
 
 import jax
@@ -19,6 +20,7 @@ jax.config.update("jax_enable_x64", is_set("JAX_ENABLE_X64"))
 jax.config.update("jax_disable_most_optimizations", is_set("JAX_DISABLE_MOST_OPTIMIZATIONS"))
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(100_000, 20, 20)  # programs stay: walking them again and again takes minutes
 
 
 @pytest.fixture

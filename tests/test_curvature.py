@@ -59,12 +59,10 @@ def test_all_sources_of_gradients_give_the_same_operator(rng):
     )
     by_loss, aux = jax.jit(with_aux)(w, x, key=KEY)
     by_gradient = lrj.lowrank_hessian_from_gradient(jax.grad(trigonometric), 3, **options)
-    by_model = lrj.quadratic_model_at(trigonometric, 3, **options)
     by_product = lrj.lowrank_from_product(lrj.gradient_difference(trigonometric), 3, **options)
     others = {
         "gradient": jax.jit(by_gradient)(x, w, key=KEY),
         "product": jax.jit(by_product)(x, w, key=KEY),
-        "model": jax.jit(by_model)(x, w, key=KEY).hessian,
         "host": lrj.lowrank_hessian_on_host(host_gradient, 3, **options)(x, w, key=KEY),
     }
     np.testing.assert_array_equal(aux, w[0])

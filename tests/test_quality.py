@@ -93,8 +93,8 @@ def test_leave_one_out_is_that_of_fits_without_each_pair(rng, cloud, extrapolate
 
 
 def test_leave_one_out_ignores_padding_and_is_one_for_too_few_pairs(rng):
-    s, y = rng.normal(size=(2, 6, 20))
-    zeros = np.zeros((3, 20))
+    s, y = rng.normal(size=(2, 6, 30))
+    zeros = np.zeros((3, 30))
     padded = lrj.SecantPairs(np.concatenate([s, zeros]), np.concatenate([y, zeros]))
     alone, among = (
         lrj.diagnose(lrj.fit(pairs), pairs).leave_one_out
