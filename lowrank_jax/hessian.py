@@ -310,8 +310,8 @@ def lowrank_from_product(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> product = lambda x, v: jnp.array([7.0, 0.0, -3.0, 0.0, 0.0]) * v
-      >>> h = lowrank_from_product(product, 2)(jnp.zeros(5), key=jax.random.key(0))
+      >>> product = lambda x, v: jnp.array([7.0, 0.0, -3.0, 0.0]) * v
+      >>> h = lowrank_from_product(product, 3)(jnp.zeros(4), key=jax.random.key(0))
       >>> [round(float(s), 3) for s in h.truncate(2).eigenvalues()]
       [7.0, -3.0]
     """

@@ -274,7 +274,7 @@ def quadratic_model_at(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> loss = lambda x: jnp.sum((x - 3.0) ** 2)
-      >>> model = quadratic_model_at(loss, 4)(jnp.ones(4), key=jax.random.key(0))
+      >>> model = quadratic_model_at(loss, 3)(jnp.ones(4), key=jax.random.key(0))
       >>> minimum = model.center + model.newton_step(damping=1e-6)
       >>> bool(jnp.allclose(minimum, 3.0, atol=1e-2))
       True
