@@ -13,22 +13,26 @@ import numpy as np
 def check_derivatives(function, args, *, order=1, eps=1e-4, rtol=1e-5, atol=1e-5):
     """Asserts that derivatives along random directions are slopes between `args +- eps along`.
 
-    Those of order 2 are derivatives, in both modes, of the derivatives in both modes.
+    Those of order 2 are derivatives, in both modes, of the derivatives in both modes, along
+    another direction: a second derivative that is not symmetric is right along the same one.
     """
     rng = np.random.default_rng(0)
-    along = _normal(rng, args)
     directions = ()
     for _ in range(order):
         shapes = jax.eval_shape(partial(_derivatives, function), args, directions)
-        directions += ((along, _normal(rng, shapes)),)
+        directions += ((_normal(rng, args), _normal(rng, shapes)),)
 
-    ahead, at, behind = (
-        _derivatives(function, _moved(args, step, along), directions) for step in (eps, 0.0, -eps)
-    )
     close = partial(np.testing.assert_allclose, rtol=rtol, atol=atol)
-    for _, weights in reversed(directions):
-        (ahead, *_), (at, forward, back), (behind, *_) = ahead, at, behind
-        jax.tree.map(lambda t, a, b: close(t, (a - b) / (2 * eps)), forward, ahead, behind)
+    for depth, (along, weights) in enumerate(reversed(directions)):
+        ahead, at, behind = (
+            _derivatives(function, _moved(args, step, along), directions)
+            for step in (eps, 0.0, -eps)
+        )
+        for _ in range(depth):  # the value of the derivatives is what they are derivatives of
+            ahead, at, behind = ahead[0], at[0], behind[0]
+        _, forward, back = at
+        slopes = jax.tree.map(lambda a, b: (a - b) / (2 * eps), ahead[0], behind[0])
+        jax.tree.map(close, forward, slopes)
         close(_dot(back, along), _dot(weights, forward))
 
 
