@@ -1,17 +1,23 @@
 """Low-rank Hessians from gradients: curvature for JAX without a second derivative."""
 
 from lowrank_jax import history, optim
-from lowrank_jax.batches import mean_gradient
-from lowrank_jax.hessian import (
+from lowrank_jax._at_a_point.comparison import HvpComparison, compare_hvp
+from lowrank_jax._at_a_point.differences import gradient_difference
+from lowrank_jax._at_a_point.eigenpair import top_eigenpair
+from lowrank_jax._at_a_point.hessian import (
     lowrank_from_product,
     lowrank_hessian,
     lowrank_hessian_from_gradient,
-    lowrank_hessian_on_host,
-    secant_hessian,
 )
-from lowrank_jax.jacobian import lowrank_jacobian
-from lowrank_jax.leading import singular_triplet, top_eigenpair
-from lowrank_jax.pairs import (
+from lowrank_jax._at_a_point.host import lowrank_hessian_on_host
+from lowrank_jax._at_a_point.jacobian import lowrank_jacobian
+from lowrank_jax._at_a_point.probes import probe_pairs
+from lowrank_jax._at_a_point.products import gauss_newton_product, hvp, second_derivative
+from lowrank_jax._at_a_point.triplet import singular_triplet
+from lowrank_jax._clouds.diagnosis import Diagnosis, diagnose
+from lowrank_jax._clouds.fit import fit
+from lowrank_jax._clouds.hessian import secant_hessian
+from lowrank_jax._clouds.pairs import (
     SecantPairs,
     anchored,
     centered,
@@ -20,26 +26,13 @@ from lowrank_jax.pairs import (
     secant_pairs,
     successive,
 )
-from lowrank_jax.probe import probe_pairs
-from lowrank_jax.products import (
-    gauss_newton_product,
-    gradient_difference,
-    hvp,
-    second_derivative,
-)
-from lowrank_jax.quadratic import QuadraticModel, quadratic_model, quadratic_model_at
-from lowrank_jax.quality import (
-    Diagnosis,
-    HvpComparison,
-    choose_extrapolation,
-    choose_rtol,
-    compare_hvp,
-    diagnose,
-)
-from lowrank_jax.rectangular import LowRank
-from lowrank_jax.secant import fit
-from lowrank_jax.skeleton import cross, skeleton
-from lowrank_jax.symmetric import SymmetricLowRank
+from lowrank_jax._clouds.selection import choose_extrapolation, choose_rtol
+from lowrank_jax._models.cross import cross
+from lowrank_jax._models.cur import skeleton
+from lowrank_jax._models.quadratic import QuadraticModel, quadratic_model, quadratic_model_at
+from lowrank_jax._operators.rectangular import LowRank
+from lowrank_jax._operators.symmetric import SymmetricLowRank
+from lowrank_jax._training.batches import mean_gradient
 
 __version__ = "0.1.0"
 

@@ -4,14 +4,15 @@ A training run computes points and gradients anyway. `push` makes the step betwe
 pair, in a state of fixed shapes: a pytree to carry through `jax.lax.scan`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _rows
-from lowrank_jax.pairs import SecantPairs, rounded
+from lowrank_jax._clouds.pairs import SecantPairs, rounded
+from lowrank_jax._core import checks, scaling, structure, tall
+from lowrank_jax._core.types import Rows, Vector
 
 
 class History(NamedTuple):
@@ -27,17 +28,17 @@ class History(NamedTuple):
       skipped: how many pushes were left out, as they were not finite.
     """
 
-    steps: Any
-    grad_diffs: Any
+    steps: Rows
+    grad_diffs: Rows
     norms: jax.Array
-    params: Any
-    grads: Any
+    params: Vector
+    grads: Vector
     points: jax.Array
     skipped: jax.Array
 
 
-def init(params: Any, size: int) -> History:
-    """An empty history for points like `params`.
+def init(params: Vector, size: int) -> History:
+    """Returns an empty history for points like `params`.
 
     It takes the memory of 2 `size` + 2 points.
 
@@ -56,8 +57,8 @@ def init(params: Any, size: int) -> History:
       Array([[0., 0., 0.],
              [0., 0., 0.]], dtype=float32)
     """
-    params = _checks.point(params, "params")
-    _checks.count(size, "size", 1)
+    params = checks.point(params, "params")
+    checks.count(size, "size", 1)
 
     def point():
         return jax.tree.map(jnp.zeros_like, params)
@@ -69,12 +70,12 @@ def init(params: Any, size: int) -> History:
         return jnp.zeros((), jnp.int32)
 
     # Each array is its own, so that a history can be donated.
-    norms = jnp.zeros((size, 2), _rows.compute_dtype(params))
+    norms = jnp.zeros((size, 2), structure.compute_dtype(params))
     return History(ring(), ring(), norms, point(), point(), count(), count())
 
 
-def push(history: History, params: Any, grads: Any) -> History:
-    """The history with one more point: the step to it joins the pairs, the oldest one leaves.
+def push(history: History, params: Vector, grads: Vector) -> History:
+    """Adds a point to the history: the step to it joins the pairs, the oldest one leaves.
 
     Both gradients of a pair should be of one loss. Where each is of a batch of its own, their
     difference is mostly the noise between the batches, which grows over the step as steps
@@ -107,22 +108,22 @@ def push(history: History, params: Any, grads: Any) -> History:
              [4., 2.],
              [0., 2.]], dtype=float32)
     """
-    _checks.instance(history, "history", History)
+    checks.instance(history, "history", History)
     new = []
     for tree, name in ((params, "params"), (grads, "grads")):
-        tree = _checks.vector(tree, name)
-        _checks.like(tree, name, history.params, "the history")
-        new.append(_rows.cast_like(tree, history.params))
+        tree = checks.vector(tree, name)
+        checks.like(tree, name, history.params, "the history")
+        new.append(structure.cast_like(tree, history.params))
     return _push(history, *new)
 
 
 @jax.jit
 def _push(history, params, grads):
-    step = _rows.minus(params, history.params)
-    grad_diff = _rows.minus(grads, history.grads)
-    finite = _rows.finite((params, grads, step, grad_diff))
+    step = tall.minus(params, history.params)
+    grad_diff = tall.minus(grads, history.grads)
+    finite = tall.finite((params, grads, step, grad_diff))
     first = history.points == 0
-    moved = first | (_rows.norm(step) > 0)
+    moved = first | (scaling.norm(step) > 0)
     index = (history.points - 1) % len(history.norms)
 
     def write(ring, row):
@@ -134,7 +135,7 @@ def _push(history, params, grads):
         return jnp.where(finite, new, old)
 
     ends = ((history.params, params), (history.grads, grads))
-    norms = jnp.stack([jnp.maximum(*map(_rows.norm, pair)) for pair in ends])
+    norms = jnp.stack([jnp.maximum(*map(scaling.norm, pair)) for pair in ends])
     return History(
         jax.tree.map(write, history.steps, step),
         jax.tree.map(write, history.grad_diffs, grad_diff),
@@ -147,7 +148,7 @@ def _push(history, params, grads):
 
 
 def pairs(history: History) -> SecantPairs:
-    """The steps from each earlier point to the last one, `size` pairs, the longest way first.
+    """Pairs each earlier point with the last one, `size` pairs, the longest way first.
 
     Pair k is the sum of all pairs from k on: on a trajectory whose gradients are all of one loss
     that is `x_last - x_k` and `g_last - g_k`. Successive steps span the same space, but those of
@@ -175,7 +176,7 @@ def pairs(history: History) -> SecantPairs:
       >>> [round(float(s), 3) for s in fit(pairs(history)).truncate(2).eigenvalues()]
       [4.0, -2.0]
     """
-    _checks.instance(history, "history", History)
+    checks.instance(history, "history", History)
     return _pairs(history)
 
 
@@ -185,12 +186,12 @@ def _pairs(history):
     used = ages < history.points - 1
     later = used[:, None] & (age(history)[None, :] <= ages[:, None])
     later = later.astype(history.norms.dtype)
-    steps, grad_diffs = (_rows.combine(later, x) for x in (history.steps, history.grad_diffs))
+    steps, grad_diffs = (tall.combine(later, x) for x in (history.steps, history.grad_diffs))
     return rounded(steps, grad_diffs, steps, grad_diffs, *jnp.max(history.norms, axis=0))
 
 
 def age(history: History) -> jax.Array:
-    """(size,): 0 for the row of the newest pair, 1 for the one before, ...; of unused rows too."""
-    _checks.instance(history, "history", History)
+    """Returns (size,): 0 for the row of the newest pair, 1 for the one before; unused rows too."""
+    checks.instance(history, "history", History)
     size = len(history.norms)
     return (history.points - 2 - jnp.arange(size, dtype=jnp.int32)) % size

@@ -6,7 +6,6 @@ leaves the rest to another optimiser. Their states are plain pytrees of arrays; 
 calls `update`.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +13,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from lowrank_jax import _checks, _rows, history
-from lowrank_jax._descent import direction
-from lowrank_jax._spectral import reciprocal
-from lowrank_jax.hessian import lowrank_hessian
+from lowrank_jax import history
+from lowrank_jax._at_a_point.hessian import lowrank_hessian
+from lowrank_jax._core import checks, scaling, structure, tall
+from lowrank_jax._core.types import Loss, Rows, Scalar
+from lowrank_jax._training.direction import direction
 
 
 class ScaleBySecantState(NamedTuple):
@@ -31,7 +31,7 @@ class ScaleBySecantState(NamedTuple):
 
 
 def scale_by_secant(
-    size: int = 10, *, damping: float | jax.Array | None = None
+    size: int = 10, *, damping: Scalar | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Scales gradients by the inverse of the curvature that the trajectory itself has shown.
 
@@ -69,8 +69,8 @@ def scale_by_secant(
       ValueError: for a size below 1, a damping that is not positive, no parameters, or gradients
         of another structure.
 
-    Source: see the derivation in `lowrank_jax._descent`; Schnabel, Quasi-Newton methods using
-    multiple secant equations, report CU-CS-247-83 (1983).
+    Source: see the derivation in `lowrank_jax._training.direction`; Schnabel, Quasi-Newton
+    methods using multiple secant equations, report CU-CS-247-83 (1983).
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -86,9 +86,9 @@ def scale_by_secant(
       >>> bool(loss(x) < 1e-5)
       True
     """
-    _checks.count(size, "size", 1)
+    checks.count(size, "size", 1)
     if damping is not None:
-        _checks.positive(damping, "damping")
+        checks.positive(damping, "damping")
 
     def init(params):
         return ScaleBySecantState(history.init(params, size))
@@ -98,14 +98,14 @@ def scale_by_secant(
         _require(params, "scale_by_secant")
         past = state.history
         if grad_fn is not None:
-            _checks.function(grad_fn, "grad_fn")
+            checks.function(grad_fn, "grad_fn")
             begun = past.points > 0
             last = jax.tree.map(lambda old, new: jnp.where(begun, old, new), past.params, params)
             past = history.push(past, last, grad_fn(last))
         past = history.push(past, params, updates)
         fixed = None if damping is None else jnp.asarray(damping, past.norms.dtype)
         scaled = direction(past.steps, past.grad_diffs, history.age(past), updates, fixed)
-        usable = _rows.finite(updates)
+        usable = tall.finite(updates)
         scaled = jax.tree.map(lambda x: jnp.where(usable, x, 0), scaled)
         return scaled, ScaleBySecantState(past)
 
@@ -116,9 +116,9 @@ def secant_newton(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
     size: int = 10,
-    damping: float | jax.Array | None = None,
+    damping: Scalar | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """A quasi-Newton optimiser from the trajectory's own secant pairs: `scale_by_secant`, chained.
+    """Makes a quasi-Newton optimiser from the trajectory's own pairs: `scale_by_secant`, chained.
 
     With None it searches along each direction with optax's zoom line search and is
     called as `optax.lbfgs` is:
@@ -176,22 +176,22 @@ class PreconditionTopCurvatureState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]
     key: jax.Array
     eigenvalues: jax.Array
-    eigenvectors: Any
+    eigenvectors: Rows
     skipped: jax.Array
     inner: Any
 
 
 def precondition_top_curvature(
     inner: optax.GradientTransformation,
-    loss: Callable,
+    loss: Loss,
     *,
     probes: int,
     passes: int = 2,
     every: int = 50,
     key: jax.Array,
-    learning_rate: float | jax.Array = 1.0,
+    learning_rate: Scalar = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Newton along the leading curvature, an optax optimiser on everything else.
+    """Steps by Newton along the leading curvature, by an optax optimiser on everything else.
 
     With U the `probes` leading eigenvectors of the Hessian and s their eigenvalues, the update is
 
@@ -235,20 +235,20 @@ def precondition_top_curvature(
       >>> bool(loss(x) < 1.001 * loss(jnp.ones(8).at[0].set(1 / 501)))
       True
     """
-    _checks.instance(inner, "inner", optax.GradientTransformation)
-    _checks.function(loss, "loss")
+    checks.instance(inner, "inner", optax.GradientTransformation)
+    checks.function(loss, "loss")
     for value, name in ((probes, "probes"), (passes, "passes"), (every, "every")):
-        _checks.count(value, name, 1)
-    _checks.key(key)
-    _checks.positive(learning_rate, "learning_rate")
+        checks.count(value, name, 1)
+    checks.key(key)
+    checks.positive(learning_rate, "learning_rate")
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
-        params = _checks.point(params, "params")
+        params = checks.point(params, "params")
         rows = jax.tree.map(
             lambda x: jnp.broadcast_to(jnp.zeros_like(x), (probes, *x.shape)), params
         )
-        values = jnp.zeros(probes, _rows.compute_dtype(params))
+        values = jnp.zeros(probes, structure.compute_dtype(params))
         count, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         # A copy of the key: a donated state must not take the caller's with it.
         known = jnp.copy(key), values, rows, skipped
@@ -256,15 +256,15 @@ def precondition_top_curvature(
 
     def update(updates, state, params=None, *, curvature_args=(), **extra_args):
         _require(params, "precondition_top_curvature")
-        updates = _checks.vector(updates, "updates")
-        _checks.like(updates, "updates", params, "params")
+        updates = checks.vector(updates, "updates")
+        checks.like(updates, "updates", params, "params")
 
         def refreshed(key, values, rows, skipped):
             key, now = jax.random.split(key)
             hessian_at = lowrank_hessian(loss, probes, passes=passes, start=rows, batch_size=1)
             found = hessian_at(params, *curvature_args, key=now).eigh()
             found = jax.tree.map(lambda x: x[:probes], found)
-            usable = _rows.finite(found)
+            usable = tall.finite(found)
             s, u = jax.tree.map(lambda x, y: jnp.where(usable, x, y), found, (values, rows))
             return key, s, u, skipped + (~usable).astype(jnp.int32)
 
@@ -276,19 +276,21 @@ def precondition_top_curvature(
         rate = jnp.asarray(learning_rate, s.dtype)
         size = jnp.abs(s)
         size = size + jnp.finfo(s.dtype).eps ** 0.5 * jnp.max(size)
-        newton = _rows.combine(-rate * along.astype(s.dtype) * reciprocal(size), _rows.widen(u))
+        newton = tall.combine(
+            -rate * along.astype(s.dtype) * scaling.reciprocal(size), structure.widen(u)
+        )
         rest, inner_state = inner.update(rest, state.inner, params, **extra_args)
-        update = jax.tree.map(jnp.add, *_rows.widen((newton, _split(rest, u)[1])))
+        update = jax.tree.map(jnp.add, *structure.widen((newton, _split(rest, u)[1])))
         state = PreconditionTopCurvatureState(state.count + 1, key, s, u, skipped, inner_state)
-        return _rows.cast_like(update, rest), state
+        return structure.cast_like(update, rest), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _split(v, rows):
     """The coordinates of v in orthonormal rows, and the rest of it."""
-    wide, rows = _rows.widen((v, rows))
-    return _rows.gram(rows, wide), _rows.cast_like(_rows.reject(wide, rows), v)
+    wide, rows = structure.widen((v, rows))
+    return tall.gram(rows, wide), structure.cast_like(tall.project_out(wide, rows), v)
 
 
 def _require(params, name):

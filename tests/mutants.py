@@ -22,7 +22,7 @@ TIMEOUT = 300  # seconds a run
 
 
 class Mutant(NamedTuple):
-    """What is broken, in which module, and the test that should see it."""
+    """What is broken, in which module (dotted, below the library), and the test that sees it."""
 
     name: str
     module: str
@@ -37,126 +37,126 @@ PRECISION = (
 MUTANTS = (
     Mutant(
         "M is not symmetrised",
-        "secant",
+        "_clouds.fit",
         "    m = symmetrize(a)\n",
         "    m = a\n",
         "test_fit.py::test_inconsistent_pairs_are_least_squares_in_whitened_steps[0]",
     ),
     Mutant(
         "ties at the cut of extrapolate are decided by order",
-        "secant",
+        "_clouds.fit",
         "ranked = size > cut * (1 + jnp.sqrt(eps))",
         "ranked = jnp.argsort(jnp.argsort(-size)) < most",
         "test_fit.py::test_tied_curvatures_give_one_hessian_for_every_order[0.4]",
     ),
     Mutant(
         "curvature that is noise is extrapolated",
-        "secant",
+        "_clouds.fit",
         " & (size > jnp.sqrt(eps) * outside) & (size > noise)",
         "",
         "test_fit.py::test_a_direction_without_curvature_is_not_extrapolated",
     ),
     Mutant(
         "options out of range make no NaN",
-        "secant",
+        "_clouds.fit",
         "core = core * jnp.where(valid, 1, jnp.nan)",
         "core = core * jnp.where(valid, 1, 1)",
         "test_fit.py::test_traced_options_out_of_range_give_no_plausible_operator",
     ),
     Mutant(
         "rows are combined at default precision",
-        "_rows",
+        "_core.tall",
         "jnp.tensordot(t, x, 1, precision=lax.Precision.HIGHEST)",
         "jnp.tensordot(t, x, 1)",
         PRECISION + "[mv]",
     ),
     Mutant(
         "small matrices are multiplied at default precision",
-        "_spectral",
+        "_core.spectral",
         "jnp.matmul(result, matrix, precision=lax.Precision.HIGHEST)",
         "jnp.matmul(result, matrix)",
         PRECISION + "[mv]",
     ),
     Mutant(
         "of two parallel rows the longer one is dropped",
-        "_frames",
+        "_core.orthonormal",
         "return jnp.any((cosines > 0.5) & longer, axis=1)",
         "return jnp.any((cosines > 0.5) & longer, axis=0)",
         "test_degenerate.py::test_rotated_rows_that_noise_left_parallel_are_one_direction",
     ),
     Mutant(
         "the rotations of the basis are differentiated",
-        "_frames",
+        "_core.orthonormal",
         "fixed = lax.stop_gradient((rows, shift, unit, inner * jnp.outer(unit, unit)))",
         "fixed = rows, shift, unit, inner * jnp.outer(unit, unit)",
         "test_derivatives.py::test_derivatives_with_a_duplicated_point[0]",
     ),
     Mutant(
         "the pseudo-inverse is differentiated as an inverse",
-        "_frames",
+        "_core.orthonormal",
         "dt = product(t, t.T, dk, residual) - product(t, dk.T, t)",
         "dt = -product(t, dk.T, t)",
         "test_derivatives.py::test_derivatives_along_dependent_steps[False-0]",
     ),
     Mutant(
         "eigenvectors turn the wrong way",
-        "_spectral",
-        "dv = product(v, reciprocal(w[None, :] - w[:, None]) * rotated)",
-        "dv = product(v, reciprocal(w[:, None] - w[None, :]) * rotated)",
+        "_core.spectral",
+        "dv = product(v, scaling.reciprocal(w[None, :] - w[:, None]) * rotated)",
+        "dv = product(v, scaling.reciprocal(w[:, None] - w[None, :]) * rotated)",
         "test_operator_derivatives.py::test_truncation_differentiates_where_eigenvalues_outside_repeat",
     ),
     Mutant(
         "one lane of a batch decides for all",
-        "_spectral",
-        "either(jnp.all(condition), all_f, each, condition, args)",
-        "either(jnp.any(condition), all_f, each, condition, args)",
-        "test_spectral.py::test_either_of_a_batch_is_the_choice_of_each",
+        "_core.xla",
+        "batched_cond(jnp.all(condition), all_f, each, condition, args)",
+        "batched_cond(jnp.any(condition), all_f, each, condition, args)",
+        "test_spectral.py::test_batched_cond_of_a_batch_is_the_choice_of_each",
     ),
     Mutant(
         "the cut of the skeleton is absolute",
-        "skeleton",
+        "_models.cur",
         "cut = rtol * s[0]",
         "cut = rtol / unit",
         "test_skeleton.py::test_the_skeleton_is_the_formula_and_cuts_relative_to_the_largest",
     ),
     Mutant(
         "pairs are not centered",
-        "pairs",
-        "return _differences(near, _rows.combine(mean, near))",
+        "_clouds.pairs",
+        "return _differences(near, tall.combine(mean, near))",
         "return near",
         "test_pairs.py::test_each_pairing_forms_its_differences",
     ),
     Mutant(
         "a step that is rounding counts",
-        "pairs",
-        "steps = _rows.scale(_resolved(steps, points), steps)",
+        "_clouds.pairs",
+        "steps = tall.scale(_resolved(steps, points), steps)",
         "pass",
         "test_pairs.py::test_a_symmetric_stencil_has_no_step_at_its_centre",
     ),
     Mutant(
         "solve ignores the damping outside the span",
-        "symmetric",
+        "_operators.symmetric",
         "lambda x, y: x + y / divisor",
         "lambda x, y: x + y",
         "test_operator.py::test_functions_of_the_operator_equal_their_dense_twins[1-float64]",
     ),
     Mutant(
         "eigenvalues that are rounding are kept",
-        "symmetric",
+        "_operators.symmetric",
         "jnp.where(jnp.abs(values) <= noise, values, 0)",
         "jnp.where(jnp.abs(values) < 0, values, 0)",
         "test_operator.py::test_what_cancels_is_exactly_zero",
     ),
     Mutant(
         "the difference is divided by the step that was meant",
-        "products",
-        "taken = _rows.dot(jax.tree.map(jnp.subtract, ahead, behind), unit)",
+        "_at_a_point.differences",
+        "taken = tall.dot(jax.tree.map(jnp.subtract, ahead, behind), unit)",
         "taken = jnp.sqrt(jnp.finfo(size.dtype).eps)",
         "test_products.py::test_the_difference_is_divided_by_the_step_really_taken",
     ),
     Mutant(
         "the hard case of the trust region is not seen",
-        "quadratic",
+        "_models.trust_region",
         "hard = short & (least > 0)",
         "hard = short & (least < 0)",
         "test_quadratic.py::"
@@ -179,7 +179,7 @@ MUTANTS = (
     ),
     Mutant(
         "wrong shapes come in",
-        "_checks",
+        "_core.checks",
         "        if leaf.shape != shape:\n",
         "        if leaf.ndim != len(shape):\n",
         "test_errors.py::test_wrong_input_is_an_error_that_says_what_is_wrong"
@@ -212,7 +212,7 @@ def outcome(mutant: Mutant | None, tests: list[str]) -> tuple[str, float]:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, Path(folder) / name)
         if mutant:
-            path = Path(folder) / "lowrank_jax" / f"{mutant.module}.py"
+            path = Path(folder, "lowrank_jax", *mutant.module.split(".")).with_suffix(".py")
             text = path.read_text()
             if text.count(mutant.old) != 1:
                 return f"text found {text.count(mutant.old)} times", 0.0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lowrank_jax as lrj
-from lowrank_jax import _frames
+from lowrank_jax._core import orthonormal
 from tests import draws, reference
 
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
@@ -55,7 +55,7 @@ def test_rotated_rows_that_noise_left_parallel_are_one_direction():
     """Else the Gram matrix of the unit rows has a negative eigenvalue, and Cholesky fails."""
     rows = np.array([[1.0, 0, 0], [0, 3e-4, 1e-5], [0, 4e-4, 0], [0, 4e-4, 0], [0, 0, 2e-4]])
     kept = np.array([True, True, True, True, False])
-    dropped = _frames._entangled(jnp.asarray(rows @ rows.T), jnp.asarray(kept))
+    dropped = orthonormal._nearly_collinear(jnp.asarray(rows @ rows.T), jnp.asarray(kept))
     np.testing.assert_array_equal(dropped, [False, True, False, True, False])
 
 
@@ -67,4 +67,4 @@ def test_steps_apart_by_less_than_their_rounding_are_one_direction(rng, eps, apa
     """Of unit rows, 8 eps here; 0.08 is one that a Cholesky factor alone would keep."""
     q = np.linalg.qr(rng.normal(size=(20, 20)))[0][:4]
     rows = np.stack([*q[:3], q[0] + apart * q[3]])
-    assert np.sum(_frames.orthonormal(rows, eps=eps).kept) == rank
+    assert np.sum(orthonormal.orthonormal(rows, eps=eps).kept) == rank

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lowrank_jax as lrj
-from lowrank_jax import secant
+from lowrank_jax._clouds import fit as fitting
 from tests import draws, reference
 
 EXTRAPOLATIONS = (0, 0.4, 2 / 3, 1)
@@ -229,7 +229,7 @@ def test_any_magnitude_of_float32_data(rng, scale):
 
 def test_options_of_any_number_type_share_one_compilation(rng):
     pairs = lrj.SecantPairs(*rng.normal(size=(2, 3, 11)))
-    before = secant._fit._cache_size()
+    before = fitting._fit._cache_size()
     for extrapolate in (0.1, 1, np.float32(0.5), np.float64(0.5), jnp.asarray(0.5)):
         lrj.fit(pairs, extrapolate=extrapolate)
-    assert secant._fit._cache_size() == before + 1
+    assert fitting._fit._cache_size() == before + 1

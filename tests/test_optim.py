@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from lowrank_jax import optim
-from lowrank_jax._descent import direction
+from lowrank_jax._training.direction import direction
 from tests import draws, reference
 
 N, DIM = 6, 12

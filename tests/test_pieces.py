@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 import lowrank_jax as lrj
-from lowrank_jax import _pieces, _rows
+from lowrank_jax._core import structure, tall, xla
 from tests import draws, reference
 
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(_pieces, "SIZE", 64)
+    monkeypatch.setattr(xla, "PIECE_SIZE", 64)
 
 
 def scaled_gram(t, x, y):
-    return t * _rows.gram(x, y)
+    return t * tall.gram(x, y)
 
 
 def products(t, x, y):
-    return _rows.combine(t, x) - y
+    return tall.combine(t, x) - y
 
 
 def trees(rng):
@@ -37,11 +37,11 @@ def dense(rows):
 def test_a_sum_and_rows_of_pieces_are_those_of_the_whole(rng):
     x, y = trees(rng)
     t = rng.normal(size=(2, 3))
-    summed = jax.jit(lambda x, y: _pieces.total(scaled_gram, 2.0, x, y))
+    summed = jax.jit(lambda x, y: xla.blockwise_sum(scaled_gram, 2.0, x, y))
     assert "while" in summed.lower(x, y).as_text()
     np.testing.assert_allclose(summed(x, y), 2 * dense(x) @ dense(y).T, rtol=1e-13)
     y = jax.tree.map(lambda leaf: leaf[:2], y)
-    rows = jax.jit(lambda x, y: _pieces.written(products, t, x, y))
+    rows = jax.jit(lambda x, y: xla.blockwise_map(products, t, x, y))
     assert "while" in rows.lower(x, y).as_text()
     for found, a, b in zip(*map(jax.tree.leaves, (rows(x, y), x, y)), strict=True):
         np.testing.assert_allclose(found, np.tensordot(t, a, 1) - b, rtol=1e-13, atol=1e-14)
@@ -52,9 +52,9 @@ def test_derivatives_of_pieces_are_those_of_the_whole_and_contain_no_loop(rng):
     (x, y), t = trees(rng), rng.normal(size=(3, 3))
 
     def both(t, x, y):
-        total = jnp.sum(_pieces.total(scaled_gram, t[0, 0], x, y) ** 2)
-        known = jnp.sum(_pieces.known(jnp.ones((3, 3)), scaled_gram, t[0, 0], x, y))
-        rows = _pieces.written(products, t, x, y)
+        total = jnp.sum(xla.blockwise_sum(scaled_gram, t[0, 0], x, y) ** 2)
+        known = jnp.sum(xla.with_derivative_of(jnp.ones((3, 3)), scaled_gram, t[0, 0], x, y))
+        rows = xla.blockwise_map(products, t, x, y)
         return total + known + sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(rows))
 
     def truth(t, x, y):
@@ -88,20 +88,20 @@ def test_packed_rows_unpack_to_what_they_were(rng):
     rows = {"a": rng.normal(size=(3, 2, 2)), "big": rng.normal(size=(3, 70_000))}
     rows |= {"b": rng.normal(size=(3,)), "none": np.zeros((3, 0))}
     v = jax.tree.map(lambda leaf: leaf[0], rows)
-    packed = _rows.pack(rows)
+    packed = structure.pack(rows)
     assert [leaf.shape for leaf in packed] == [(3, 5), (3, 70_000)]
     twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), packed)
     jax.tree.map(
         lambda found, leaf: np.testing.assert_array_equal(found, np.concatenate([leaf, leaf])),
-        _rows.unpack(twice, v),
+        structure.unpack(twice, v),
         rows,
     )
     mixed = {"a": rows["a"], "b": np.float32(rows["b"])}
-    assert _rows.pack(mixed) is mixed
+    assert structure.pack(mixed) is mixed
 
 
 def test_long_sums_in_single_precision_keep_its_digits(rng):
     x = rng.normal(size=(16, 2**20)).astype(np.float32)
     truth = x.astype(np.float64) @ x[0]
-    found = jax.jit(_rows.gram)(x, x[0])
+    found = jax.jit(tall.gram)(x, x[0])
     assert reference.relative_error(found, truth) < 1e-6  # a running sum: 2e-5

@@ -51,7 +51,7 @@ class Rounding(NamedTuple):
 
     Sums of n and D terms have it n + D times, and the least-squares solution Z over the
     smallest singular value of the steps: `error = (n + D) eps |A| / sigma_min`, in M and P too.
-    The extrapolation, by the divided differences of `_spectral.masked_inverse`, makes it larger by
+    The extrapolation, by the divided differences of `spectral.masked_inverse`, makes it larger by
 
         1 + |P_i| / |w_i|,    |P_i| |P_j| / |w_i w_j|  or  |P_i| |P_j| / (|w_i| |w_i - w_j|)
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowrank_jax._spectral import eigh, either, masked_inverse, svd
+from lowrank_jax._core.spectral import eigh, masked_inverse, svd
+from lowrank_jax._core.xla import batched_cond
 from tests import draws, reference
 from tests.derivatives import check_derivatives
 
@@ -83,9 +84,9 @@ def test_singular_vectors_of_nothing_have_no_columns():
     assert (u.shape, s.shape, v.shape) == ((0, 0), (0,), (3, 0))
 
 
-def test_either_of_a_batch_is_the_choice_of_each():
+def test_batched_cond_of_a_batch_is_the_choice_of_each():
     def choose(x):
-        return either(x > 0, lambda x: 10 * x, lambda x: 100 * x, x)
+        return batched_cond(x > 0, lambda x: 10 * x, lambda x: 100 * x, x)
 
     x = np.array([[1.0, 2.0], [3.0, -4.0]])
     expected = np.array([[10, 20], [30, -400]])

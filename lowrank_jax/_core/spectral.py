@@ -10,13 +10,14 @@ They are `custom_jvp`s whose rules call the functions themselves, hence
 differentiate in both modes and more than once.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from lowrank_jax._core import scaling
 
 
 def product(*matrices: jax.Array) -> jax.Array:
@@ -37,54 +38,6 @@ def symmetrize(m: jax.Array) -> jax.Array:
     return mirror((m + m.T) / 2)
 
 
-def reciprocal(x: jax.Array) -> jax.Array:
-    """1 / x, and 0 where x is 0; its derivative there is 0 as well."""
-    zero = x == 0
-    return jnp.where(zero, 0, 1 / jnp.where(zero, 1, x))
-
-
-def after(x: jax.Array, earlier: jax.Array) -> jax.Array:
-    """X itself, known only when `earlier` is; not finite if that is not.
-
-    Two batched factorizations that run at once can deadlock the CPU's thread pool (JAX 0.10:
-    each waits, in a thread of the pool, for work of its own that waits for a thread).
-    So one of two that are independent is made to wait.
-    """
-    return x + 0 * jnp.sum(earlier)
-
-
-def either(condition: jax.Array, f: Callable, g: Callable, *args: Any) -> Any:
-    """F of the arguments where the condition holds, else g; of a batch, g only if one needs it.
-
-    A batched `lax.cond` always computes both.
-    """
-
-    @jax.custom_batching.custom_vmap
-    def choose(condition, args):
-        return lax.cond(condition, f, g, *args)
-
-    @choose.def_vmap
-    def _(axis_size, in_batched, condition, args):
-        axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
-
-        def all_f(condition, args):
-            return jax.vmap(lambda _, args: f(*args), axes, axis_size=axis_size)(condition, args)
-
-        def each(condition, args):
-            def choose_one(condition, args):
-                return jax.tree.map(functools.partial(jnp.where, condition), f(*args), g(*args))
-
-            return jax.vmap(choose_one, axes, axis_size=axis_size)(condition, args)
-
-        if jax.device_count() > 1:  # a batch over devices need not know of all its lanes
-            out = each(condition, args)
-        else:
-            out = either(jnp.all(condition), all_f, each, condition, args)
-        return out, jax.tree.map(lambda _: True, out)
-
-    return choose(condition, args)
-
-
 def eigh(m: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Ascending eigenvalues w and orthonormal eigenvectors V (columns) of a symmetric m.
 
@@ -92,21 +45,21 @@ def eigh(m: jax.Array) -> tuple[jax.Array, jax.Array]:
     (where it does not exist) instead of dividing by zero: what depends on their
     span alone differentiates right.
     """
-    return decomposed(m, *jnp.linalg.eigh(lax.stop_gradient(m), symmetrize_input=False))
+    return eigh_with_derivative(m, *jnp.linalg.eigh(lax.stop_gradient(m), symmetrize_input=False))
 
 
 @jax.custom_jvp
-def decomposed(m: jax.Array, w: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+def eigh_with_derivative(m: jax.Array, w: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Known eigenvalues and eigenvectors of m, with the derivatives of `eigh(m)`."""
     del m
     return w, v
 
 
-@decomposed.defjvp
-def _decomposed_jvp(primals, tangents):
-    w, v = decomposed(*primals)
+@eigh_with_derivative.defjvp
+def _eigh_jvp(primals, tangents):
+    w, v = eigh_with_derivative(*primals)
     rotated = product(v.T, tangents[0], v)
-    dv = product(v, reciprocal(w[None, :] - w[:, None]) * rotated)
+    dv = product(v, scaling.reciprocal(w[None, :] - w[:, None]) * rotated)
     return (w, v), (jnp.diagonal(rotated), dv)
 
 
@@ -135,9 +88,9 @@ def _svd_jvp(primals, tangents):
     u, s, v = svd(m)
     right, left = product(dm, v), product(dm.T, u)
     rotated = product(u.T, right)
-    even = reciprocal(s[None, :] - s[:, None]) * (rotated + rotated.T) / 2
-    odd = reciprocal(s[None, :] + s[:, None]) * (rotated - rotated.T) / 2
-    outside = reciprocal(s)[None, :]
+    even = scaling.reciprocal(s[None, :] - s[:, None]) * (rotated + rotated.T) / 2
+    odd = scaling.reciprocal(s[None, :] + s[:, None]) * (rotated - rotated.T) / 2
+    outside = scaling.reciprocal(s)[None, :]
     du = product(u, even + odd) + (right - product(u, rotated)) * outside
     dv = product(v, even - odd) + (left - product(v, rotated.T)) * outside
     return (u, s, v), (du, jnp.diagonal(rotated), dv)
@@ -153,54 +106,54 @@ def masked_inverse(select: Callable, m: jax.Array, *args: Any) -> jax.Array:
     the rule returns the part that is finite.
     """
     w, v = eigh(m)
-    return kept_inverse(m, w, v, select(w, v, *args))
+    return truncated_inverse(m, w, v, select(w, v, *args))
 
 
 @jax.custom_jvp
-def kept_inverse(m, w, v, keep):
+def truncated_inverse(m, w, v, keep):
     del m  # the derivative needs it: those of w and V do not exist where eigenvalues repeat
     return product(v * _kept_reciprocal(w, keep)[None, :], v.T)
 
 
-@kept_inverse.defjvp
-def kept_inverse_jvp(primals, tangents):
+@truncated_inverse.defjvp
+def _truncated_inverse_jvp(primals, tangents):
     _, w, v, keep = primals
     dm = tangents[0]
     f = _kept_reciprocal(w, keep)
     one_kept = keep[:, None] != keep[None, :]
-    gaps = reciprocal(jnp.where(one_kept, w[:, None] - w[None, :], 0))
+    gaps = scaling.reciprocal(jnp.where(one_kept, w[:, None] - w[None, :], 0))
     mixed = product(v, (f[:, None] - f[None, :]) * gaps * product(v.T, dm, v), v.T)
-    inverse = kept_inverse(*primals)  # itself, so that it differentiates again
+    inverse = truncated_inverse(*primals)  # itself, so that it differentiates again
     return inverse, mixed - product(inverse, dm, inverse)
 
 
 def _kept_reciprocal(w, keep):
-    return jnp.where(keep, reciprocal(jnp.where(keep, w, 0)), 0)
+    return jnp.where(keep, scaling.reciprocal(jnp.where(keep, w, 0)), 0)
 
 
-def function(f: Callable, m: jax.Array, w: jax.Array, v: jax.Array) -> jax.Array:
+def matrix_function(f: Callable, m: jax.Array, w: jax.Array, v: jax.Array) -> jax.Array:
     """`f(M) = V diag(f(w)) V^T` for `w, V = eigh(M)` and f elementwise on arrays of one axis.
 
     The derivative is that of the text above, phi by divided differences, or by the mean of f'
     between two eigenvalues where they are near. f may close over traced values. The second
     derivative is right where the eigenvalues are distinct.
     """
-    return _function(m, w, v, f(w), _slope(f, w), _divided_differences(f, w))
+    return _matrix_function(m, w, v, f(w), _slope(f, w), _divided_differences(f, w))
 
 
 @jax.custom_jvp
-def _function(m, w, v, values, slopes, differences):
+def _matrix_function(m, w, v, values, slopes, differences):
     del m, w, slopes, differences
     return product(v * values[None, :], v.T)
 
 
-@_function.defjvp
-def _function_jvp(primals, tangents):
+@_matrix_function.defjvp
+def _matrix_function_jvp(primals, tangents):
     _, _, v, _, slopes, differences = primals
     dm, dw, _, d_values, _, _ = tangents
     by_m = differences * product(v.T, dm, v)
     by_f = jnp.diag(d_values - slopes * dw)  # of what f closes over: values moved with w as well
-    return _function(*primals), product(v, by_m + by_f, v.T)
+    return _matrix_function(*primals), product(v, by_m + by_f, v.T)
 
 
 def _slope(f, x):

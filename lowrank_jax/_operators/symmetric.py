@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames, _rows
-from lowrank_jax._spectral import after, eigh, function, mirror, product, reciprocal, symmetrize
+from lowrank_jax._core import checks, scaling, structure, tall, xla
+from lowrank_jax._core.orthonormal import thin_lq
+from lowrank_jax._core.spectral import eigh, matrix_function, mirror, product, symmetrize
+from lowrank_jax._core.types import Rows, Scalar, Vector
 
 
 @jax.tree_util.register_dataclass
@@ -52,7 +54,7 @@ class SymmetricLowRank:
       [4.0, 0.0, 4.0]
     """
 
-    factors: Any
+    factors: Rows
     core: jax.Array
 
     __array_ufunc__ = None  # NumPy scalars leave `c * H` to this class
@@ -67,7 +69,7 @@ class SymmetricLowRank:
     @property
     def dtype(self) -> jnp.dtype:
         """The dtype to which the factors' leaves promote, that of `to_dense()`."""
-        return _rows.common_dtype(self.factors)
+        return structure.common_dtype(self.factors)
 
     @property
     def T(self) -> "SymmetricLowRank":
@@ -81,8 +83,8 @@ class SymmetricLowRank:
         return f"SymmetricLowRank(shape={self.shape}, factors={count}, dtype={self.dtype})"
 
     @jax.jit
-    def mv(self, v: Any) -> Any:
-        """`H v` for one vector, `B^T (K (B v))`; the leaves have the factors' dtypes.
+    def mv(self, v: Vector) -> Vector:
+        """Computes `H v` for one vector, `B^T (K (B v))`; the leaves have the factors' dtypes.
 
         A stack of vectors goes through `jax.vmap(H.mv)`.
 
@@ -91,31 +93,34 @@ class SymmetricLowRank:
           ValueError: where v does not have the structure and shapes of one factor.
         """
         v = self._vector(v, "v")
-        core = _rows.widen((self.core, self.factors))[0]
-        coordinates = _rows.gram(self.factors, v).astype(core.dtype)
-        return _rows.combine(product(core, coordinates), self.factors)
+        core = structure.widen((self.core, self.factors))[0]
+        coordinates = tall.gram(self.factors, v).astype(core.dtype)
+        return tall.combine(product(core, coordinates), self.factors)
 
     __matmul__ = mv
 
     @jax.jit
-    def bilinear(self, u: Any, v: Any) -> jax.Array:
-        """`<u, H v> = (B u)^T K (B v)`, a scalar; the same errors as `mv`."""
+    def bilinear(self, u: Vector, v: Vector) -> jax.Array:
+        """Computes `<u, H v> = (B u)^T K (B v)`, a scalar; the same errors as `mv`."""
         u, v = self._vector(u, "u"), self._vector(v, "v")
-        core = _rows.widen((self.core, self.factors))[0]
-        left, right = (_rows.gram(self.factors, x).astype(core.dtype) for x in (u, v))
+        core = structure.widen((self.core, self.factors))[0]
+        left, right = (tall.gram(self.factors, x).astype(core.dtype) for x in (u, v))
         return product(left, core, right)
 
     @jax.jit
     def to_dense(self) -> jax.Array:
-        """The (D, D) matrix, in the order of `jax.flatten_util.ravel_pytree`; exactly symmetric."""
-        _checks.single(self.core)
-        factors, core = _rows.widen((self.factors, self.core))
-        b = _rows.matrix(factors)
+        """Returns the (D, D) matrix, exactly symmetric.
+
+        Its order is that of `jax.flatten_util.ravel_pytree`.
+        """
+        checks.single(self.core)
+        factors, core = structure.widen((self.factors, self.core))
+        b = structure.matrix(factors)
         return mirror(product(b.T, core, b)).astype(self.dtype)
 
     @jax.jit
-    def eigh(self) -> tuple[jax.Array, Any]:
-        """Eigenpairs, `H = U^T diag(s) U`: s (k,), largest magnitude first, and the rows of U.
+    def eigh(self) -> tuple[jax.Array, Rows]:
+        """Computes eigenpairs, `H = U^T diag(s) U`: s (k,), largest magnitude first, and rows of U.
 
         The eigenvectors are a pytree with leading axis k. They are orthonormal
         where the eigenvalue is not zero; where it is zero to rounding, it is
@@ -127,29 +132,29 @@ class SymmetricLowRank:
         s = _without_noise(s, noise)
         order = jnp.argsort(-jnp.abs(s))
         s, v = s[order], jnp.where((s == 0)[None, :], 0, v)[:, order]
-        return s * unit, _rows.cast_like(_rows.combine(v.T, q.rows), self.factors)
+        return s * unit, structure.cast_like(tall.combine(v.T, q.rows), self.factors)
 
     @jax.jit
     def eigenvalues(self) -> jax.Array:
-        """The eigenvalues alone, (k,), largest magnitude first, those that are zero exactly 0."""
+        """Computes the eigenvalues alone, (k,), largest magnitude first, zero ones exactly 0."""
         return self.eigh()[0]
 
     @jax.jit
     def trace(self) -> jax.Array:
-        """`tr H = tr(K G)`."""
+        """Computes `tr H = tr(K G)`."""
         rows, core, unit = self._balanced()
-        return jnp.sum(core * _rows.gram(rows, rows)) * unit
+        return jnp.sum(core * tall.gram(rows, rows)) * unit
 
     @jax.jit
     def frobenius_norm(self) -> jax.Array:
-        """`|H|_F = sqrt(tr(K G K G))`; its derivative at H = 0 is taken as 0."""
+        """Computes `|H|_F = sqrt(tr(K G K G))`; its derivative at H = 0 is taken as 0."""
         rows, core, unit = self._balanced()
-        m = product(core, _rows.gram(rows, rows))
-        return _rows.safe_sqrt(jnp.sum(m * m.T)) * unit
+        m = product(core, tall.gram(rows, rows))
+        return scaling.safe_sqrt(jnp.sum(m * m.T)) * unit
 
     @jax.jit
     def inertia(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """How many of the D eigenvalues are positive, negative, and zero to rounding.
+        """Counts how many of the D eigenvalues are positive, negative, and zero to rounding.
 
         At a stationary point these decide the second-derivative test: a minimum
         has no negative ones, a maximum no positive ones, a saddle has both. All are
@@ -168,8 +173,8 @@ class SymmetricLowRank:
         return counts[0], counts[1], counts[2]
 
     @jax.jit
-    def diagonal(self) -> Any:
-        """The diagonal of H, one number for each coordinate, with the structure of a vector.
+    def diagonal(self) -> Vector:
+        """Returns the diagonal of H, one number a coordinate, with the structure of a vector.
 
         Example:
           >>> import jax.numpy as jnp
@@ -177,12 +182,12 @@ class SymmetricLowRank:
           Array([ 2.,  0., 18.], dtype=float32)
         """
         rows, core, unit = self._balanced()
-        images = _rows.combine(core, rows)
+        images = tall.combine(core, rows)
         diagonal = jax.tree.map(lambda x, y: jnp.sum(x * y, axis=0) * unit, images, rows)
-        return _rows.cast_like(diagonal, self.factors)
+        return structure.cast_like(diagonal, self.factors)
 
-    def solve(self, v: Any, damping: float | jax.Array) -> Any:
-        """`(H + damping I)^-1 v`, for a damping that may be traced.
+    def solve(self, v: Vector, damping: Scalar) -> Vector:
+        """Computes `(H + damping I)^-1 v`, for a damping that may be traced.
 
         The small problem is solved in an orthonormal basis of the factors' span, and what
         is outside is divided by the damping; derivatives are those of the linear
@@ -200,17 +205,17 @@ class SymmetricLowRank:
           >>> h.solve(jnp.ones(3), damping=1.0)
           Array([0.25, 1.  , 1.  ], dtype=float32)
         """
-        _checks.positive(damping, "damping")
-        return self._solve(self._vector(v, "v"), _valid(damping, _rows.compute_dtype(self)))
+        checks.positive(damping, "damping")
+        return self._solve(self._vector(v, "v"), _valid(damping, structure.compute_dtype(self)))
 
     @jax.jit
     def _solve(self, v, damping):
-        h, b = _rows.widen((self, v))
+        h, b = structure.widen((self, v))
         x = _damped_solve(h, damping, h._spectrum(), b)
-        return _rows.cast_like(x, v)
+        return structure.cast_like(x, v)
 
-    def logdet(self, damping: float | jax.Array) -> jax.Array:
-        """`log det(H + damping I)`, over all D dimensions; damping may be traced.
+    def logdet(self, damping: Scalar) -> jax.Array:
+        """Computes `log det(H + damping I)`, over all D dimensions; damping may be traced.
 
         NaN where `H + damping I` is not positive definite. An eigenvalue of H
         that is zero to rounding counts as zero.
@@ -224,8 +229,8 @@ class SymmetricLowRank:
           >>> h.logdet(damping=1.0)
           Array(1.3862944, dtype=float32)
         """
-        _checks.positive(damping, "damping")
-        return self._logdet(_valid(damping, _rows.compute_dtype(self)))
+        checks.positive(damping, "damping")
+        return self._logdet(_valid(damping, structure.compute_dtype(self)))
 
     @jax.jit
     def _logdet(self, damping):
@@ -234,7 +239,7 @@ class SymmetricLowRank:
         return _log_determinant(h, damping, h._spectrum())
 
     def map_spectrum(self, f: Callable[[jax.Array], jax.Array]) -> "SymmetricLowRank":
-        """`f(H) = sum_i f(s_i) u_i u_i^T`, f of the eigenvalues, as an operator.
+        """Computes `f(H) = sum_i f(s_i) u_i u_i^T`, f of the eigenvalues, as an operator.
 
         `jnp.abs` gives |H|, `jax.nn.relu` the positive part, `jnp.square` the square.
         `f(0) = 0` is required: the D - k eigenvalues outside the factors' span
@@ -261,13 +266,13 @@ class SymmetricLowRank:
           >>> h.map_spectrum(jnp.abs) @ jnp.ones(3)
           Array([3., 0., 0.], dtype=float32)
         """
-        _checks.function(f, "f")
+        checks.function(f, "f")
         # For B = L Q the result is Q^T f(A) Q. Where rows of B depend on each other or vanish, Q
         # cannot follow all changes of B. What it misses, E = B - L Q, is exactly zero here,
         # and joins the factors for its derivative: f(H) = .. + Q^T (f(A) / A) L^T K E + its
         # transpose + c E^T K E, to first order, with c = f'(0) in place of f(A) / A at 0.
-        rows, frame, a, noise, unit = self._reduced()
-        core, q, coordinates = self._balanced()[1], frame.rows, frame.coordinates
+        rows, lq, a, noise, unit = self._reduced()
+        core, q, coordinates = self._balanced()[1], lq.rows, lq.coordinates
         slope, valid = _behaviour_at_zero(f, core.dtype)
         w, v = eigh(a)
 
@@ -276,16 +281,16 @@ class SymmetricLowRank:
             at_zero = slope * unit * (w - lax.stop_gradient(w))
             return jnp.where(zero, at_zero, f(jnp.where(zero, 1, w) * unit))
 
-        mean_slope = jnp.where(jnp.abs(w) <= noise, slope * unit, mapped(w) * reciprocal(w))
+        mean_slope = jnp.where(jnp.abs(w) <= noise, slope * unit, mapped(w) * scaling.reciprocal(w))
         coupling = lax.stop_gradient(product(v * mean_slope[None, :], v.T, coordinates.T, core))
-        inner = symmetrize(function(mapped, a, w, v))
+        inner = symmetrize(matrix_function(mapped, a, w, v))
         core = jnp.block([[inner, coupling], [coupling.T, slope * unit * core]]) * valid
-        missed = jax.tree.map(jnp.subtract, rows, _rows.combine(coordinates, q))
+        missed = jax.tree.map(jnp.subtract, rows, tall.combine(coordinates, q))
         missed = jax.tree.map(lambda x: x - lax.stop_gradient(x), missed)
         factors = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), q, missed)
-        return SymmetricLowRank(_rows.cast_like(factors, self.factors), core)
+        return SymmetricLowRank(structure.cast_like(factors, self.factors), core)
 
-    def sample(self, key: jax.Array, damping: float | jax.Array, shape: Sequence[int] = ()) -> Any:
+    def sample(self, key: jax.Array, damping: Scalar, shape: Sequence[int] = ()) -> Any:
         """Draws from the normal distribution N(0, (H + damping I)^-1).
 
         `(H + damping I)^(-1/2) z` for standard normal z, differentiable in H and damping. All
@@ -311,17 +316,17 @@ class SymmetricLowRank:
           >>> [round(x, 1) for x in jnp.std(draws, axis=0).tolist()]
           [0.1, 1.0, 1.0]
         """
-        _checks.positive(damping, "damping")
-        _checks.key(key)
+        checks.positive(damping, "damping")
+        checks.key(key)
         if not isinstance(shape, Sequence):
             raise TypeError(f"shape must be a sequence of Python ints, got {shape!r}")
         for count in shape:
-            _checks.count(count, "shape", 0)
-        return self._sample(key, _valid(damping, _rows.compute_dtype(self)), tuple(shape))
+            checks.count(count, "shape", 0)
+        return self._sample(key, _valid(damping, structure.compute_dtype(self)), tuple(shape))
 
     @partial(jax.jit, static_argnums=3)
     def _sample(self, key, damping, shape):
-        h = _rows.widen(self)
+        h = structure.widen(self)
 
         def inverse_root(w):  # minus its value at 0, without cancellation
             positive = w + damping > 0
@@ -332,15 +337,15 @@ class SymmetricLowRank:
         correction = h.map_spectrum(inverse_root)
 
         def draw(key):
-            z = _rows.normal(key, _rows.row(h.factors))
+            z = structure.normal(key, structure.row(h.factors))
             x = jax.tree.map(lambda z, c: z / jnp.sqrt(damping) + c, z, correction @ z)
-            return _rows.cast_like(x, self.factors)
+            return structure.cast_like(x, self.factors)
 
         draws = jax.vmap(draw)(jax.random.split(key, math.prod(shape)))
         return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), draws)
 
     def truncate(self, rank: int) -> "SymmetricLowRank":
-        """The nearest operator of that rank: the `rank` eigenpairs of largest magnitude.
+        """Returns the nearest operator of that rank: the `rank` eigenpairs of largest magnitude.
 
         It stores `rank` factors, zero rows where H has fewer eigenpairs, and
         differentiates only where the nonzero eigenvalues are distinct.
@@ -349,7 +354,7 @@ class SymmetricLowRank:
           TypeError: for a rank that is not a Python int.
           ValueError: for a negative rank.
         """
-        _checks.count(rank, "rank", 0)
+        checks.count(rank, "rank", 0)
         return self._truncate(rank)
 
     @partial(jax.jit, static_argnums=1)
@@ -365,13 +370,15 @@ class SymmetricLowRank:
     def __add__(self, other: Any) -> "SymmetricLowRank":
         if not isinstance(other, SymmetricLowRank):
             return NotImplemented
-        _checks.single(self.core)
-        _checks.single(other.core)
+        checks.single(self.core)
+        checks.single(other.core)
         mine, theirs = self.factors, other.factors
         name = "the other operator's factors"
-        _checks.like(theirs, name, mine, "this operator", lead=1, pattern_lead=1)
-        cores = _rows.widen((self.core, other.core))
-        return SymmetricLowRank(_rows.joined(mine, theirs), jax.scipy.linalg.block_diag(*cores))
+        checks.like(theirs, name, mine, "this operator", lead=1, pattern_lead=1)
+        cores = structure.widen((self.core, other.core))
+        return SymmetricLowRank(
+            structure.concatenate(mine, theirs), jax.scipy.linalg.block_diag(*cores)
+        )
 
     def __sub__(self, other: Any) -> "SymmetricLowRank":
         return self + -other if isinstance(other, SymmetricLowRank) else NotImplemented
@@ -388,33 +395,33 @@ class SymmetricLowRank:
         return SymmetricLowRank(self.factors, self.core / self._scalar(c))
 
     def _scalar(self, c):
-        _checks.scalar(c, "the factor of an operator")
+        checks.scalar(c, "the factor of an operator")
         return jnp.asarray(c, self.core.dtype)
 
     def _vector(self, v, name):
-        _checks.single(self.core)
-        v = _checks.vector(v, name)
+        checks.single(self.core)
+        v = checks.vector(v, name)
         try:
-            _checks.like(v, name, self.factors, "a factor of the operator", pattern_lead=1)
+            checks.like(v, name, self.factors, "a factor of the operator", pattern_lead=1)
         except ValueError as error:
             raise ValueError(f"{error}; for a stack of vectors use jax.vmap(H.mv)") from None
-        return _rows.cast_like(v, self.factors)
+        return structure.cast_like(v, self.factors)
 
     @jax.jit
     def _reduced(self):
-        """Balanced rows `B = L Q` and their frame, `A = L^T K L`, its rounding, the unit of H."""
+        """Balanced rows `B = L Q` and their thin LQ, `A = L^T K L`, its rounding, the unit of H."""
         rows, core, unit = self._balanced()
-        frame = _frames.frame(rows)
-        coordinates = frame.coordinates
+        lq = thin_lq(rows)
+        coordinates = lq.coordinates
         a = symmetrize(product(coordinates.T, core, coordinates))
         terms = product(jnp.abs(coordinates.T), jnp.abs(core), jnp.abs(coordinates))
         noise = 2 * math.sqrt(len(a)) * jnp.finfo(a.dtype).eps * jnp.max(terms, initial=0)
-        return rows, frame, a, lax.stop_gradient(noise), unit
+        return rows, lq, a, lax.stop_gradient(noise), unit
 
     def _spectrum(self):
-        _, frame, a, noise, unit = lax.stop_gradient(self)._reduced()
+        _, lq, a, noise, unit = lax.stop_gradient(self)._reduced()
         w, v = eigh(a)
-        return _Spectrum(frame.rows, _without_noise(w, noise) * unit, v)
+        return _Spectrum(lq.rows, _without_noise(w, noise) * unit, v)
 
     def _balanced(self):
         """Factors and core scaled by powers of two, and the unit to multiply H by.
@@ -422,19 +429,19 @@ class SymmetricLowRank:
         Rows with entries near 1 and a core near 1 keep the products of Gram
         matrices within range, for an H of any magnitude.
         """
-        _checks.single(self.core)
-        # The factors wait for the core, whose making may be a factorization: see `after`.
-        factors, core = _rows.widen((self.factors, self.core))
-        size = after(_rows.power_of_two(_rows.peaks(factors)), core)
+        checks.single(self.core)
+        # The factors wait for the core, whose making may be a factorization: see `depend_on`.
+        factors, core = structure.widen((self.factors, self.core))
+        size = xla.depend_on(scaling.power_of_two(scaling.max_abs(factors)), core)
         core = core * size[:, None] * size[None, :]
-        unit = _rows.power_of_two(jnp.max(jnp.abs(core), initial=0))
-        return _rows.scale(1 / size, factors), core / unit, unit
+        unit = scaling.power_of_two(jnp.max(jnp.abs(core), initial=0))
+        return tall.scale(1 / size, factors), core / unit, unit
 
 
 class _Spectrum(NamedTuple):
     """`H = Q^T V diag(w) V^T Q`, constants: orthonormal or zero rows Q, w, columns of V."""
 
-    rows: Any
+    rows: Rows
     values: jax.Array
     vectors: jax.Array
 
@@ -448,9 +455,9 @@ def _damped_solve(h, damping, spectrum, b):
         return jax.tree.map(lambda hx, x: hx + damping * x, h.mv(x), x)
 
     def solved(_, b):
-        inside = product(vectors, product(vectors.T, _rows.gram(basis, b)) / (values + divisor))
-        outside = _rows.reject(_rows.reject(b, basis), basis)
-        inside = _rows.combine(inside, basis)
+        inside = product(vectors, product(vectors.T, tall.gram(basis, b)) / (values + divisor))
+        outside = tall.project_out(tall.project_out(b, basis), basis)
+        inside = tall.combine(inside, basis)
         return jax.tree.map(lambda x, y: x + y / divisor, inside, outside)
 
     return lax.custom_linear_solve(shifted, b, solved, symmetric=True)
@@ -470,11 +477,11 @@ def _log_determinant_jvp(primals, tangents):
     dh, d_damping, _ = tangents
     solve = jax.vmap(lambda row: _damped_solve(h, damping, spectrum, row))
     x = solve(h.factors)
-    by_factors = 2 * jnp.sum(h.core * _rows.gram(x, dh.factors))
-    by_core = jnp.sum(_rows.gram(x, h.factors) * dh.core)
+    by_factors = 2 * jnp.sum(h.core * tall.gram(x, dh.factors))
+    by_core = jnp.sum(tall.gram(x, h.factors) * dh.core)
     q = spectrum.rows
-    outside = h.shape[-1] - jnp.sum(_rows.norms(q) > 0).astype(damping.dtype)
-    trace = jnp.trace(_rows.gram(solve(q), q)) + outside / damping
+    outside = h.shape[-1] - jnp.sum(scaling.norms(q) > 0).astype(damping.dtype)
+    trace = jnp.trace(tall.gram(solve(q), q)) + outside / damping
     value = _log_determinant(*primals)
     valid = jnp.where(jnp.isnan(value), jnp.nan, 1)
     return value, (by_factors + by_core + trace * d_damping) * valid

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from lowrank_jax import _checks, _losses, _rows
+from lowrank_jax._core import checks, losses, structure
+from lowrank_jax._core.types import Gradient, Vector
 
 
 def mean_gradient(
-    loss: Callable[[Any, Any], jax.Array], batches: Iterable[Any], *, progress: bool = False
-) -> Callable:
-    """The gradient of a loss over data larger than memory, `sum_b n_b g_b / sum_b n_b`.
+    loss: Callable[[Vector, Any], jax.Array], batches: Iterable[Any], *, progress: bool = False
+) -> Gradient:
+    """Computes the gradient of a loss over data larger than memory, `sum_b n_b g_b / sum_b n_b`.
 
     `g_b` is the gradient of `loss(params, batch)`, a mean over the `n_b` examples of a batch:
     the result is the gradient of the mean over all examples, whatever the sizes of the batches.
@@ -60,18 +61,18 @@ def mean_gradient(
       [9, 1]
     """
     _check_rereadable(batches)
-    _checks.function(loss, "loss")
-    _checks.flag(progress, "progress")
+    checks.function(loss, "loss")
+    checks.flag(progress, "progress")
 
     def add(totals, params, batch):
-        n = float(_rows.length(batch))
-        grad = _rows.widen(_losses.gradient(loss, 0, (batch,))(params))
+        n = float(structure.length(batch))
+        grad = structure.widen(losses.gradient(loss, 0, (batch,))(params))
         return _plus(totals, jax.tree.map(lambda g: n * g, grad))
 
     add = jax.jit(add, donate_argnums=0)
 
     def grad_fn(params):
-        params = _checks.point(params, "params")
+        params = checks.point(params, "params")
         totals = _zeros(params), _zeros(params)
         _check_concrete((params, totals))
         examples = 0
@@ -133,7 +134,7 @@ def _shown(batches, progress):
 
 
 def _zeros(params):
-    dtype = _rows.compute_dtype(params)
+    dtype = structure.compute_dtype(params)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), params)
 
 
@@ -155,4 +156,4 @@ def _mean(totals, examples, params):
     def corrected(s, rest):
         return jnp.where(jnp.isfinite(s), s + rest, s) / examples  # inf - inf in the rest
 
-    return _rows.cast_like(jax.tree.map(corrected, *totals), params)
+    return structure.cast_like(jax.tree.map(corrected, *totals), params)

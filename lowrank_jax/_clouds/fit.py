@@ -15,26 +15,33 @@ C = 0 is the H of least Frobenius norm, C = M^+ the one of least rank.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames, _pieces, _rows
-from lowrank_jax._spectral import after, decomposed, eigh, kept_inverse, product, symmetrize
-from lowrank_jax.pairs import SecantPairs, check
-from lowrank_jax.symmetric import SymmetricLowRank
+from lowrank_jax._clouds.pairs import SecantPairs, check
+from lowrank_jax._core import checks, scaling, structure, tall, xla
+from lowrank_jax._core.orthonormal import apply_transforms, cholesky_qr, svqb_rotations
+from lowrank_jax._core.spectral import (
+    eigh,
+    eigh_with_derivative,
+    product,
+    symmetrize,
+    truncated_inverse,
+)
+from lowrank_jax._core.types import Rows, Scalar
+from lowrank_jax._operators.symmetric import SymmetricLowRank
 
 
 def fit(
     pairs: SecantPairs,
     /,
     *,
-    extrapolate: float | jax.Array = 2 / 3,
-    rtol: float | jax.Array | None = None,
+    extrapolate: Scalar = 2 / 3,
+    rtol: Scalar | None = None,
 ) -> SymmetricLowRank:
-    """The symmetric operator of rank at most 2n that solves the secant equations `H s_i = y_i`.
+    """Fits the symmetric operator of rank at most 2n to the secant equations `H s_i = y_i`.
 
     Consistent pairs are satisfied exactly at any `extrapolate`. Inconsistent ones
     (a loss that is not quadratic on the cloud) are met in the least-squares sense of
@@ -87,10 +94,10 @@ def fit(
       True
     """
     pairs, n = check(pairs)
-    _checks.between(extrapolate, "extrapolate", 0, 1)
+    checks.between(extrapolate, "extrapolate", 0, 1)
     rtol = 0.0 if rtol is None else rtol
-    _checks.between(rtol, "rtol", 0, 1)
-    dtype = _rows.compute_dtype((pairs.steps, pairs.grad_diffs))
+    checks.between(rtol, "rtol", 0, 1)
+    dtype = structure.compute_dtype((pairs.steps, pairs.grad_diffs))
     if n == 0:
         return SymmetricLowRank(pairs.steps, jnp.zeros((0, 0), dtype))
     least_norm = not isinstance(extrapolate, jax.Array) and float(extrapolate) == 0
@@ -100,26 +107,26 @@ def fit(
 
 @partial(jax.jit, static_argnames="least_norm")
 def _fit(
-    steps: Any, grad_diffs: Any, extrapolate: Any, rtol: Any, *, least_norm: bool
+    steps: Rows, grad_diffs: Rows, extrapolate: jax.Array, rtol: jax.Array, *, least_norm: bool
 ) -> SymmetricLowRank:
-    wide = _rows.widen((steps, grad_diffs))
-    s, y = map(_rows.pack, wide)
-    eps = _rows.resolution(steps)
-    turn = _frames.turned(s, eps=eps, rtol=rtol)
+    wide = structure.widen((steps, grad_diffs))
+    s, y = map(structure.pack, wide)
+    eps = structure.resolution(steps)
+    turn = svqb_rotations(s, eps=eps, rtol=rtol)
     unit, valid = unit_and_validity(turn.scale, s, y)
     per_unit = jnp.where(turn.unit > 0, 1 / unit, 0)  # nothing of what no step goes with
     rotated = (turn.scale, turn.rotation), (turn.scale, per_unit, turn.rotation)
-    inner, a, zz = _pieces.total(_rotated_products, rotated, s, y)
-    basis = _frames.whitened(turn, inner, s)
+    inner, a, zz = xla.blockwise_sum(_rotated_products, rotated, s, y)
+    basis = cholesky_qr(turn, inner, s)
     solve = turn.scale, per_unit, basis.transform
-    a = product(basis.turn, a, basis.chain[-1].T), product(basis.turn, zz, basis.turn.T)
-    a, zz = _pieces.known(a, _inner_products, (basis.chain, solve), s, y)
+    a = product(basis.turn, a, basis.transforms[-1].T), product(basis.turn, zz, basis.turn.T)
+    a, zz = xla.with_derivative_of(a, _inner_products, (basis.transforms, solve), s, y)
     m = symmetrize(a)
     # A kept w may be mere noise where H has low rank, and then P is noise along its
     # eigenvector: rotated into eigenvectors first, 1 / w meets that and nothing larger.
     eye = jnp.eye(len(m), dtype=m.dtype)
     w, v = (m[0], eye) if least_norm else lax.stop_gradient(eigh(m))
-    factors = _pieces.written(_factors, (basis.chain, solve, a, v), s, y)
+    factors = xla.blockwise_map(_factors, (basis.transforms, solve, a, v), s, y)
 
     c = jnp.zeros_like(m)
     if not least_norm:
@@ -127,49 +134,49 @@ def _fit(
         pp = product(v.T, zz - product(a, a.T), v)
         keep = _extrapolated(w, pp, jnp.sum(basis.kept), extrapolate, eps)
         m_v = symmetrize(product(v.T, m, v))
-        c = kept_inverse(m_v, *decomposed(m_v, w, after(eye, w)), keep)
+        c = truncated_inverse(m_v, *eigh_with_derivative(m_v, w, xla.depend_on(eye, w)), keep)
     core = unit * jnp.block([[m, v], [v.T, c]])
     valid &= (extrapolate >= 0) & (extrapolate <= 1) & (rtol >= 0) & (rtol <= 1)
     core = core * jnp.where(valid, 1, jnp.nan).astype(core.dtype)
-    factors = _rows.cast_like(_rows.unpack(factors, _rows.row(wide[0])), steps)
+    factors = structure.cast_like(structure.unpack(factors, structure.row(wide[0])), steps)
     return SymmetricLowRank(factors, core)
 
 
-def unit_and_validity(scale: jax.Array, steps: Any, grad_diffs: Any) -> tuple:
+def unit_and_validity(scale: jax.Array, steps: Rows, grad_diffs: Rows) -> tuple:
     """A power of two near |H|, so that Z Z^T keeps its digits, and whether all pairs are finite."""
-    s_peaks, y_peaks = _rows.peaks(steps), _rows.peaks(grad_diffs)
-    unit = _rows.power_of_two(jnp.max(jnp.where(s_peaks > 0, y_peaks * scale, 0)))
+    s_peaks, y_peaks = scaling.max_abs(steps), scaling.max_abs(grad_diffs)
+    unit = scaling.power_of_two(jnp.max(jnp.where(s_peaks > 0, y_peaks * scale, 0)))
     valid = jnp.all(jnp.isfinite(s_peaks) & jnp.isfinite(y_peaks) & (scale / unit > 0))
     return unit, valid
 
 
 def _rotated_products(small, s, y):
     """Of rotated steps and rotated gradient differences: `R R^T`, `Z R^T`, `Z Z^T`."""
-    rows = _frames.through(small[0], s)
+    rows = apply_transforms(small[0], s)
     z = _solution(small[1], y)
-    return _rows.gram(rows, rows), _rows.gram(z, rows), _rows.gram(z, z)
+    return tall.gram(rows, rows), tall.gram(z, rows), tall.gram(z, z)
 
 
 def _inner_products(small, s, y):
     """`A = Z Q^T` and `Z Z^T`."""
-    chain, solve = small
+    transforms, solve = small
     z = _solution(solve, y)
-    return _rows.gram(z, _frames.through(chain, s)), _rows.gram(z, z)
+    return tall.gram(z, apply_transforms(transforms, s)), tall.gram(z, z)
 
 
 def _factors(small, s, y):
     """The rows of Q and of `V^T P`."""
-    chain, solve, a, v = small
-    q = _frames.through(chain, s)
-    p = _solution(solve, y) - _rows.combine(a, q)
-    return jnp.concatenate([q, _rows.combine(v.T, p)])
+    transforms, solve, a, v = small
+    q = apply_transforms(transforms, s)
+    p = _solution(solve, y) - tall.combine(a, q)
+    return jnp.concatenate([q, tall.combine(v.T, p)])
 
 
 def _solution(solve, y):
     """Z; scaled before it is combined, as T times the scale of tiny steps would overflow."""
     scale, per_unit, transform = solve
-    y = _rows.scale(per_unit, _rows.scale(scale, y))
-    return _rows.combine(transform, y, pairwise=True)
+    y = tall.scale(per_unit, tall.scale(scale, y))
+    return tall.combine(transform, y, pairwise=True)
 
 
 def _extrapolated(w, pp, rank, extrapolate, eps):

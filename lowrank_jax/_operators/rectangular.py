@@ -3,14 +3,15 @@
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames, _rows
-from lowrank_jax._spectral import after, product, svd
+from lowrank_jax._core import checks, scaling, structure, tall, xla
+from lowrank_jax._core.orthonormal import thin_lq
+from lowrank_jax._core.spectral import product, svd
+from lowrank_jax._core.types import Rows, Vector
 
 
 @jax.tree_util.register_dataclass
@@ -43,9 +44,9 @@ class LowRank:
       [10.0]
     """
 
-    left: Any
+    left: Rows
     core: jax.Array
-    right: Any
+    right: Rows
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,7 +61,7 @@ class LowRank:
     @property
     def dtype(self) -> jnp.dtype:
         """The dtype to which the leaves of left and right promote, that of `to_dense()`."""
-        return _rows.common_dtype((self.left, self.right))
+        return structure.common_dtype((self.left, self.right))
 
     @property
     def T(self) -> "LowRank":
@@ -74,8 +75,8 @@ class LowRank:
         return f"LowRank(shape={self.shape}, core={core}, dtype={self.dtype})"
 
     @jax.jit
-    def mv(self, v: Any) -> Any:
-        """`A v` for one vector, `L^T (K (R v))`; the leaves have the dtypes of `left`.
+    def mv(self, v: Vector) -> Vector:
+        """Computes `A v` for one vector, `L^T (K (R v))`; the leaves have the dtypes of `left`.
 
         A stack of vectors goes through `jax.vmap(A.mv)`.
 
@@ -83,28 +84,28 @@ class LowRank:
           TypeError: for leaves of v that are not real floating-point arrays.
           ValueError: where v does not have the structure and shapes of one row of `right`.
         """
-        _checks.single(self.core)
-        v = _checks.vector(v, "v")
+        checks.single(self.core)
+        v = checks.vector(v, "v")
         try:
-            _checks.like(v, "v", self.right, "a right row of the operator", pattern_lead=1)
+            checks.like(v, "v", self.right, "a right row of the operator", pattern_lead=1)
         except ValueError as error:
             raise ValueError(f"{error}; for a stack of vectors use jax.vmap(A.mv)") from None
-        dtype = _rows.compute_dtype((self.left, self.core, self.right))
-        coordinates = _rows.gram(self.right, _rows.cast_like(v, self.right)).astype(dtype)
-        return _rows.combine(product(self.core.astype(dtype), coordinates), self.left)
+        dtype = structure.compute_dtype((self.left, self.core, self.right))
+        coordinates = tall.gram(self.right, structure.cast_like(v, self.right)).astype(dtype)
+        return tall.combine(product(self.core.astype(dtype), coordinates), self.left)
 
     __matmul__ = mv
 
     @jax.jit
     def to_dense(self) -> jax.Array:
-        """The (p, m) matrix, both sides in the order of `jax.flatten_util.ravel_pytree`."""
-        _checks.single(self.core)
-        left, core, right = _rows.widen((self.left, self.core, self.right))
-        return product(_rows.matrix(left).T, core, _rows.matrix(right)).astype(self.dtype)
+        """Returns the (p, m) matrix, both sides in the order of `jax.flatten_util.ravel_pytree`."""
+        checks.single(self.core)
+        left, core, right = structure.widen((self.left, self.core, self.right))
+        return product(structure.matrix(left).T, core, structure.matrix(right)).astype(self.dtype)
 
     @jax.jit
-    def svd(self) -> tuple[Any, jax.Array, Any]:
-        """Singular triplets, `A = sum_i s_i u_i v_i^T`: rows u, s (r,) descending, rows v.
+    def svd(self) -> tuple[Rows, jax.Array, Rows]:
+        """Computes singular triplets, `A = sum_i s_i u_i v_i^T`: rows u, s (r,) descending, rows v.
 
         r = min(k, l); u and v are pytrees with leading axis r, of the output and of the input
         space. Their rows are orthonormal where the singular value is not zero; where it is zero
@@ -112,9 +113,9 @@ class LowRank:
         sign for each pair, and differentiate only where nonzero singular values are distinct.
         """
         left, core, right, exponent = self._balanced()
-        p = _frames.frame(left)
-        one = after(jnp.ones(core.shape[1], core.dtype), lax.stop_gradient(p.coordinates))
-        q = _frames.frame(_rows.scale(one, right))
+        p = thin_lq(left)
+        one = xla.depend_on(jnp.ones(core.shape[1], core.dtype), lax.stop_gradient(p.coordinates))
+        q = thin_lq(tall.scale(one, right))
         small = product(p.coordinates.T, core, q.coordinates)
         terms = product(jnp.abs(p.coordinates.T), jnp.abs(core), jnp.abs(q.coordinates))
         eps = jnp.finfo(core.dtype).eps
@@ -122,12 +123,12 @@ class LowRank:
         u, s, v = svd(small)
         zero = s <= lax.stop_gradient(noise)
         u, v = (jnp.where(zero[None, :], 0, x) for x in (u, v))
-        u = _rows.cast_like(_rows.combine(u.T, p.rows), self.left)
-        v = _rows.cast_like(_rows.combine(v.T, q.rows), self.right)
-        return u, _rows.shift(jnp.where(zero, 0, s), exponent), v
+        u = structure.cast_like(tall.combine(u.T, p.rows), self.left)
+        v = structure.cast_like(tall.combine(v.T, q.rows), self.right)
+        return u, scaling.shift(jnp.where(zero, 0, s), exponent), v
 
     def truncate(self, rank: int) -> "LowRank":
-        """The nearest operator of that rank: the `rank` largest singular triplets.
+        """Returns the nearest operator of that rank: the `rank` largest singular triplets.
 
         It stores `rank` rows on each side, zero rows where A has fewer singular values, and
         differentiates only where the nonzero singular values are distinct.
@@ -136,7 +137,7 @@ class LowRank:
           TypeError: for a rank that is not a Python int.
           ValueError: for a negative rank.
         """
-        _checks.count(rank, "rank", 0)
+        checks.count(rank, "rank", 0)
         return self._truncate(rank)
 
     @partial(jax.jit, static_argnums=1)
@@ -156,13 +157,13 @@ class LowRank:
         The exponents are added before any product is taken: of a huge side, a tiny core and
         another huge side no two need have a product within range.
         """
-        _checks.single(self.core)
-        left, core, right = _rows.widen((self.left, self.core, self.right))
-        row_size, column_size = _rows.peaks(left), _rows.peaks(right)
-        sides = _rows.exponent(row_size)[:, None] + _rows.exponent(column_size)[None, :]
-        entries = jnp.where(core == 0, -(2**20), _rows.exponent(jnp.abs(core)) + sides)
+        checks.single(self.core)
+        left, core, right = structure.widen((self.left, self.core, self.right))
+        row_size, column_size = scaling.max_abs(left), scaling.max_abs(right)
+        sides = scaling.exponent(row_size)[:, None] + scaling.exponent(column_size)[None, :]
+        entries = jnp.where(core == 0, -(2**20), scaling.exponent(jnp.abs(core)) + sides)
         largest = jnp.max(entries, initial=-(2**20))
         largest = jnp.where(largest == -(2**20), 0, largest)
-        left = _rows.scale(1 / _rows.power_of_two(row_size), left)
-        right = _rows.scale(1 / _rows.power_of_two(column_size), right)
-        return left, _rows.shift(core, sides - largest), right, largest
+        left = tall.scale(1 / scaling.power_of_two(row_size), left)
+        right = tall.scale(1 / scaling.power_of_two(column_size), right)
+        return left, scaling.shift(core, sides - largest), right, largest

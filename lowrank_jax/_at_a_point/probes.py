@@ -10,25 +10,26 @@ which closes in on the eigenvectors of largest magnitude, and every measured pai
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _frames, _rows
-from lowrank_jax.pairs import SecantPairs
+from lowrank_jax._clouds.pairs import SecantPairs
+from lowrank_jax._core import checks, scaling, structure, tall, xla
+from lowrank_jax._core.orthonormal import orthonormal
+from lowrank_jax._core.types import Product, Rows, Vector
 
 
 def probe_pairs(
-    product: Callable,
+    product: Product,
     probes: int,
     *,
     passes: int = 2,
     batch_size: int | None = None,
-    start: Any = None,
+    start: Rows | None = None,
 ) -> Callable:
-    """Secant pairs of a symmetric operator at a point, along probes chosen in passes.
+    """Measures secant pairs of a symmetric operator at a point, along probes chosen in passes.
 
     The `probes * passes` steps are orthonormal. In the first pass they are random (or span
     `start`); in a further one they are an orthonormal basis of what the products of the
@@ -70,35 +71,40 @@ def probe_pairs(
       >>> bool(jnp.allclose(pairs.steps @ pairs.steps.T, jnp.eye(4), atol=1e-5))
       True
     """
-    _checks.function(product, "product")
-    _checks.count(probes, "probes", 1)
-    _checks.count(passes, "passes", 1)
+    checks.function(product, "product")
+    checks.count(probes, "probes", 1)
+    checks.count(passes, "passes", 1)
     if batch_size is not None:
-        _checks.count(batch_size, "batch_size", 1)
+        checks.count(batch_size, "batch_size", 1)
 
     def pairs_at(x, *args, key):
-        x = _checks.point(x, "x")
-        _checks.key(key)
+        x = checks.point(x, "x")
+        checks.key(key)
 
         def measure(v):
-            y = _checks.vector(product(x, v, *args), "product(x, v)")
-            _checks.like(y, "product(x, v)", x, "x")
-            return _rows.cast_like(y, x)
+            y = checks.vector(product(x, v, *args), "product(x, v)")
+            checks.like(y, "product(x, v)", x, "x")
+            return structure.cast_like(y, x)
 
         def body(state, at_pass):
-            return _advance(lambda v: _rows.each(measure, v, batch_size), x, state, *at_pass)
+            return _advance(lambda v: xla.map_rows(measure, v, batch_size), x, state, *at_pass)
 
         offsets = probes * jnp.arange(passes)
         state = _begin(x, probes, passes, start)
         (steps, _), grad_diffs = lax.scan(body, state, (offsets, jax.random.split(key, passes)))
         grad_diffs = jax.tree.map(lambda y, s: y.reshape(s.shape), grad_diffs, steps)
-        return SecantPairs(*(_rows.unpack(rows, x) for rows in (steps, grad_diffs)))
+        return SecantPairs(*(structure.unpack(rows, x) for rows in (steps, grad_diffs)))
 
     return pairs_at
 
 
 def pairs_on_host(
-    measure: Callable, x: Any, probes: int, passes: int, start: Any, key: jax.Array
+    measure: Callable[[Rows], Rows],
+    x: Vector,
+    probes: int,
+    passes: int,
+    start: Rows | None,
+    key: jax.Array,
 ) -> SecantPairs:
     """The pairs of `probe_pairs`, in a loop of Python: `measure` maps a stack of steps to products.
 
@@ -110,7 +116,7 @@ def pairs_on_host(
         state, grad_diffs = _advance(measure, x, state, probes * i, subkey)
         measured.append(grad_diffs)
     grad_diffs = jax.tree.map(lambda *y: jnp.concatenate(y), *measured)
-    return SecantPairs(*(_rows.unpack(rows, x) for rows in (state[0], grad_diffs)))
+    return SecantPairs(*(structure.unpack(rows, x) for rows in (state[0], grad_diffs)))
 
 
 def _begin(x, probes, passes, start):
@@ -118,21 +124,21 @@ def _begin(x, probes, passes, start):
 
     Both packed, as all rows here are.
     """
-    steps = _rows.pack(_rows.zeros(x, probes * passes))
+    steps = structure.pack(structure.zeros(x, probes * passes))
     if start is None:
-        return steps, _rows.pack(_rows.zeros(x, probes))
-    start, count = _checks.rows(start, "start")
+        return steps, structure.pack(structure.zeros(x, probes))
+    start, count = checks.rows(start, "start")
     if count != probes:
         raise ValueError(f"start must have a leading axis of probes, {probes}, got {count}")
-    _checks.like(start, "start", x, "x", lead=1)
-    return steps, _rows.pack(_rows.cast_like(start, x))
+    checks.like(start, "start", x, "x", lead=1)
+    return steps, structure.pack(structure.cast_like(start, x))
 
 
 def _advance(measure, x, state, offset, key):
     """One pass: steps along the rows are measured and stored, their products are the next rows."""
     steps, rows = state
     probes = _new_directions(rows, steps, key)
-    grad_diffs = _rows.pack(measure(_rows.unpack(probes, x)))
+    grad_diffs = structure.pack(measure(structure.unpack(probes, x)))
     steps = jax.tree.map(
         lambda old, new: lax.dynamic_update_slice_in_dim(old, new, offset, 0), steps, probes
     )
@@ -140,7 +146,7 @@ def _advance(measure, x, state, offset, key):
 
 
 @jax.jit
-def _new_directions(rows: Any, steps: Any, key: jax.Array) -> Any:
+def _new_directions(rows: Rows, steps: Rows, key: jax.Array) -> Rows:
     """Orthonormal rows: what the rows add to the span of the steps, and random ones for the rest.
 
     Projected and orthonormalised, and both again: a row that the first projection leaves
@@ -150,22 +156,22 @@ def _new_directions(rows: Any, steps: Any, key: jax.Array) -> Any:
     orthonormal or random, and one of which less than 8 sqrt(eps) is left has found
     no room: of random rows in a space that is full, rounding is left.
     """
-    eps = _rows.resolution(steps)
-    rows, known = _rows.widen((rows, steps))
-    dtype = _rows.compute_dtype(rows)
+    eps = structure.resolution(steps)
+    rows, known = structure.widen((rows, steps))
+    dtype = structure.compute_dtype(rows)
     no_room = max(32 * eps, 8 * float(jnp.finfo(dtype).eps) ** 0.5)
 
     def once(rows, at_round):
         round_key, nothing = at_round
-        fresh = _rows.normal(round_key, rows)
-        empty = _rows.peaks(rows) == 0
-        rows = jax.tree.map(jnp.add, rows, _rows.scale(empty.astype(dtype), fresh))
-        inside = _rows.combine(_rows.gram(rows, known), known)
+        fresh = structure.normal(round_key, rows)
+        empty = scaling.max_abs(rows) == 0
+        rows = jax.tree.map(jnp.add, rows, tall.scale(empty.astype(dtype), fresh))
+        inside = tall.combine(tall.gram(rows, known), known)
         outside = jax.tree.map(jnp.subtract, rows, inside)
-        rounding = _rows.norms(outside) <= nothing * _rows.norms(rows)
-        outside = _rows.scale(1 - rounding.astype(dtype), outside)
-        return _frames.orthonormal(outside, eps=eps, rtol=eps**0.5).rows, None
+        rounding = scaling.norms(outside) <= nothing * scaling.norms(rows)
+        outside = tall.scale(1 - rounding.astype(dtype), outside)
+        return orthonormal(outside, eps=eps, rtol=eps**0.5).rows, None
 
     limits = jnp.array([32 * eps, no_room], dtype)
     rows, _ = lax.scan(once, rows, (jax.random.split(key), limits))
-    return _rows.cast_like(rows, steps)
+    return structure.cast_like(rows, steps)

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path, tree_structure
 
+from lowrank_jax._core.types import Rows, Vector
 
-def vector(tree: Any, name: str) -> Any:
+
+def vector(tree: Any, name: str) -> Vector:
     """A pytree of real floating-point arrays, each leaf made a `jax.Array`.
 
     Raises:
@@ -17,7 +19,7 @@ def vector(tree: Any, name: str) -> Any:
     return tree_map_with_path(lambda path, leaf: _float_array(leaf, name + keystr(path)), tree)
 
 
-def point(tree: Any, name: str) -> Any:
+def point(tree: Any, name: str) -> Vector:
     """A `vector` of at least one array.
 
     Raises:
@@ -30,7 +32,7 @@ def point(tree: Any, name: str) -> Any:
     return tree
 
 
-def rows(tree: Any, name: str) -> tuple[Any, int]:
+def rows(tree: Any, name: str) -> tuple[Rows, int]:
     """A pytree whose leaves share a leading axis, and that axis's length.
 
     Raises:

@@ -5,14 +5,15 @@ sharded along D only n x n matrices travel.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _pieces, _rows
-from lowrank_jax._spectral import after, eigh, either, product, reciprocal
+from lowrank_jax._core import scaling, structure, tall, xla
+from lowrank_jax._core.spectral import eigh, product
+from lowrank_jax._core.types import Rows, Scalar
 
 
 class Basis(NamedTuple):
@@ -25,19 +26,19 @@ class Basis(NamedTuple):
         with every row divided by its `|s_i|`, also to first order where rows depend on each other.
       scale: (n,), powers of two near one over the largest entry of each row, constants.
       kept: (n,), False for the zero rows of Q.
-      chain: with which `through` makes Q of S, or of a piece of S.
-      turn: (n, n), with `T = turn rotation` for the rotation of `turned`.
+      transforms: with which `apply_transforms` makes Q of S, or of a piece of S.
+      turn: (n, n), with `T = turn rotation` for the rotation of `svqb_rotations`.
     """
 
-    rows: Any
+    rows: Rows
     transform: jax.Array
     scale: jax.Array
     kept: jax.Array
-    chain: tuple[jax.Array, ...]
+    transforms: tuple[jax.Array, ...]
     turn: jax.Array
 
 
-class Turned(NamedTuple):
+class Rotated(NamedTuple):
     """Rows rotated until they are nearly orthonormal; what is dropped is zero or below `threshold`.
 
     Attributes:
@@ -56,22 +57,22 @@ class Turned(NamedTuple):
     threshold: jax.Array
 
 
-def through(chain: tuple[jax.Array, ...], rows: Any) -> Any:
-    """`T_k ... T_1 diag(d) S` for the chain (d, T_1, ..., T_k), one product after the other."""
-    d, *transforms = chain
-    rows = _rows.scale(d, rows)
-    for transform in transforms:
-        rows = _rows.combine(transform, rows, pairwise=True)
+def apply_transforms(transforms: tuple[jax.Array, ...], rows: Rows) -> Rows:
+    """`T_k ... T_1 diag(d) S` for transforms (d, T_1, ..., T_k), one product after the other."""
+    d, *matrices = transforms
+    rows = tall.scale(d, rows)
+    for matrix in matrices:
+        rows = tall.combine(matrix, rows, pairwise=True)
     return rows
 
 
-def through_gram(chain: tuple[jax.Array, ...], rows: Any) -> jax.Array:
-    """The Gram matrix of `through(chain, rows)`."""
-    rows = through(chain, rows)
-    return _rows.gram(rows, rows)
+def transformed_gram(transforms: tuple[jax.Array, ...], rows: Rows) -> jax.Array:
+    """The Gram matrix of `apply_transforms(transforms, rows)`."""
+    rows = apply_transforms(transforms, rows)
+    return tall.gram(rows, rows)
 
 
-def orthonormal(rows: Any, *, eps: float, rtol: Any = 0.0) -> Basis:
+def orthonormal(rows: Rows, *, eps: float, rtol: Scalar = 0.0) -> Basis:
     """An orthonormal basis of the rows' span by two rounds of Gram, eigh and rotation.
 
     Only Gram matrices and n x n algebra: each round rotates the rows by the
@@ -87,7 +88,7 @@ def orthonormal(rows: Any, *, eps: float, rtol: Any = 0.0) -> Basis:
     at once. Data at the rows then see the very matrix that the rows saw: what rounding did
     to the product of the rotations is no error, only another choice of combinations.
 
-    A row of rounding noise must not be promoted to a direction: `_lifted` carries the
+    A row of rounding noise must not be promoted to a direction: `_equilibrated` carries the
     noise of the rows along, and what does not rise above it is dropped, exactly to zero.
 
     The rotations are constants: any constant invertible transform spans the same rows,
@@ -103,22 +104,24 @@ def orthonormal(rows: Any, *, eps: float, rtol: Any = 0.0) -> Basis:
     Source: one round is the SVQB of Stathopoulos and Wu, A block orthogonalization procedure
     with constant synchronization requirements, SIAM J. Sci. Comput. 23 (2002).
     """
-    n, dtype = _rows.length(rows), _rows.compute_dtype(rows)
+    n, dtype = structure.length(rows), structure.compute_dtype(rows)
     if n == 0:
         none, empty = jnp.zeros(0, dtype), jnp.zeros((0, 0), dtype)
         return Basis(rows, empty, none, jnp.zeros(0, bool), (none,), empty)
-    turn = turned(rows, eps=eps, rtol=rtol)
-    return whitened(turn, _pieces.total(through_gram, (turn.scale, turn.rotation), rows), rows)
+    turn = svqb_rotations(rows, eps=eps, rtol=rtol)
+    return cholesky_qr(
+        turn, xla.blockwise_sum(transformed_gram, (turn.scale, turn.rotation), rows), rows
+    )
 
 
-def turned(rows: Any, *, eps: float, rtol: Any = 0.0) -> Turned:
+def svqb_rotations(rows: Rows, *, eps: float, rtol: Scalar = 0.0) -> Rotated:
     """The rotations of `orthonormal`; n at least 1."""
-    shift = 1 / _rows.power_of_two(_rows.peaks(rows))
-    inner = _pieces.total(through_gram, (shift,), rows)
-    unit = reciprocal(_rows.safe_sqrt(jnp.diagonal(inner)))
+    shift = 1 / scaling.power_of_two(scaling.max_abs(rows))
+    inner = xla.blockwise_sum(transformed_gram, (shift,), rows)
+    unit = scaling.reciprocal(scaling.safe_sqrt(jnp.diagonal(inner)))
     fixed = lax.stop_gradient((rows, shift, unit, inner * jnp.outer(unit, unit)))
     first, second, threshold = _rotations(eps, rtol, *fixed)
-    return Turned(shift, unit, first, second, product(second, first) * unit[None, :], threshold)
+    return Rotated(shift, unit, first, second, product(second, first) * unit[None, :], threshold)
 
 
 def _rotations(eps, rtol, rows, shift, unit, inner):
@@ -134,7 +137,7 @@ def _rotations(eps, rtol, rows, shift, unit, inner):
     root = jnp.linalg.cholesky(positive, symmetrize_input=False)
     inverse = jax.scipy.linalg.solve_triangular(root, eye, lower=True)
     size = jnp.linalg.norm(inverse)  # at least one over the smallest singular value of the rows
-    easy = (size < 10 * math.sqrt(n)) & (cut * size < 1)
+    well_conditioned = (size < 10 * math.sqrt(n)) & (cut * size < 1)
 
     def one_factor(inverse, *_):
         low = jnp.full_like(inverse[0], math.sqrt(n) * eps)
@@ -143,37 +146,41 @@ def _rotations(eps, rtol, rows, shift, unit, inner):
 
     def two_rotations(_, rtol, rows, shift, unit, inner):
         first = eigh(inner)[1].T
-        chain = shift, first * unit[None, :]
-        return first, *_lifted(_pieces.total(through_gram, chain, rows), eps, rtol)
+        transforms = shift, first * unit[None, :]
+        return first, *_equilibrated(
+            xla.blockwise_sum(transformed_gram, transforms, rows), eps, rtol
+        )
 
     rtol = jnp.asarray(rtol, inner.dtype)
-    inner = after(inner, easy.astype(inner.dtype))
-    return either(easy, one_factor, two_rotations, inverse, rtol, rows, shift, unit, inner)
+    inner = xla.depend_on(inner, well_conditioned.astype(inner.dtype))
+    return xla.batched_cond(
+        well_conditioned, one_factor, two_rotations, inverse, rtol, rows, shift, unit, inner
+    )
 
 
-def whitened(turn: Turned, inner: jax.Array, rows: Any) -> Basis:
+def cholesky_qr(turn: Rotated, inner: jax.Array, rows: Rows) -> Basis:
     """The basis, given the Gram matrix `inner` of the rotated rows."""
     shift, unit, first, second, rotation, threshold = turn
     kept = _lengths(inner) > threshold
-    kept = kept & ~_entangled(inner, kept)
+    kept = kept & ~_nearly_collinear(inner, kept)
     whiten = _whitening(inner, kept)
-    chain = shift, rotation, whiten
-    basis = _pieces.written(through, chain, rows)
+    transforms = shift, rotation, whiten
+    basis = xla.blockwise_map(apply_transforms, transforms, rows)
 
     # A vanishing combination that was lifted leaks into kept rows by a sizeable multiple:
     # nothing in Q, but no least-squares transform. The leak is removed; it is 0 elsewhere.
     size = jnp.linalg.norm(second, axis=1)
-    dropped = jnp.where(kept, 0, reciprocal(size))
+    dropped = jnp.where(kept, 0, scaling.reciprocal(size))
     null = dropped[:, None] * second
     leak = product(second, null.T)
     transform = product(whiten, rotation - product(leak, null, first) * unit[None, :])
-    unit_rows = _rows.scale(unit, _rows.scale(shift, rows))
+    unit_rows = tall.scale(unit, tall.scale(shift, rows))
     transform = _least_squares(basis, unit_rows, unit, lax.stop_gradient(transform))
     turn_on = whiten - product(whiten, leak * dropped[None, :])
-    return Basis(basis, transform, shift, kept, chain, turn_on)
+    return Basis(basis, transform, shift, kept, transforms, turn_on)
 
 
-def _lifted(inner: jax.Array, eps: float, rtol: Any) -> tuple[jax.Array, jax.Array]:
+def _equilibrated(inner: jax.Array, eps: float, rtol: Scalar) -> tuple[jax.Array, jax.Array]:
     """The second round's rotation of rows with this Gram matrix, and what a norm must exceed then.
 
     The noise of unit rows, sqrt(n) eps in the rows and as much again in their
@@ -203,14 +210,14 @@ def _lengths(inner: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.maximum(lax.stop_gradient(jnp.diagonal(inner)), 0))
 
 
-def _entangled(inner: jax.Array, kept: jax.Array) -> jax.Array:
+def _nearly_collinear(inner: jax.Array, kept: jax.Array) -> jax.Array:
     """Kept rows nearly parallel to a longer one, (n,): noise of the rotation above its threshold.
 
     Rotated rows are orthogonal to within the noise, and without these the Gram matrix of
     the unit rows is positive definite.
     """
     lengths = jnp.where(kept, _lengths(inner), 0)
-    unit = reciprocal(lengths)
+    unit = scaling.reciprocal(lengths)
     cosines = jnp.abs(lax.stop_gradient(inner)) * jnp.outer(unit, unit)
     order = jnp.arange(len(lengths))
     tied = (lengths[None, :] == lengths[:, None]) & (order[None, :] < order[:, None])
@@ -220,14 +227,16 @@ def _entangled(inner: jax.Array, kept: jax.Array) -> jax.Array:
 
 def _whitening(inner: jax.Array, kept: jax.Array) -> jax.Array:
     """The transform of nearly orthogonal rows to orthonormal ones, zero where not kept."""
-    lift = jnp.where(kept, reciprocal(_lengths(inner)), 0)
+    lift = jnp.where(kept, scaling.reciprocal(_lengths(inner)), 0)
     nearly_one = inner * jnp.outer(lift, lift) + jnp.diag(1 - kept.astype(lift.dtype))
     root = jnp.linalg.cholesky(nearly_one, symmetrize_input=False)
     return jax.scipy.linalg.solve_triangular(root, jnp.diag(lift), lower=True)
 
 
 @jax.custom_jvp
-def _least_squares(basis: Any, unit_rows: Any, unit: jax.Array, transform: jax.Array) -> jax.Array:
+def _least_squares(
+    basis: Rows, unit_rows: Rows, unit: jax.Array, transform: jax.Array
+) -> jax.Array:
     """The transform, with the derivative of the pseudo-inverse that it is.
 
     With `K = Q U^T` for the unit rows U, `T = transform / unit = (K^T)^+` and
@@ -245,16 +254,16 @@ def _least_squares_jvp(primals, tangents):
     basis, unit_rows, unit, transform = primals
     d_basis, d_unit_rows, d_unit, _ = tangents
     transform = _least_squares(*primals)
-    t = transform * reciprocal(unit)[None, :]
-    k = _rows.gram(basis, unit_rows)
-    dk = _rows.gram(d_basis, unit_rows) + _rows.gram(basis, d_unit_rows)
+    t = transform * scaling.reciprocal(unit)[None, :]
+    k = tall.gram(basis, unit_rows)
+    dk = tall.gram(d_basis, unit_rows) + tall.gram(basis, d_unit_rows)
     dependent = jnp.any(jnp.all(t == 0, axis=1))
     residual = jnp.where(dependent, jnp.eye(len(t), dtype=t.dtype) - product(k.T, t), 0)
     dt = product(t, t.T, dk, residual) - product(t, dk.T, t)
     return transform, dt * unit[None, :] + t * d_unit[None, :]
 
 
-class Frame(NamedTuple):
+class ThinLQ(NamedTuple):
     """k rows in an orthonormal basis of their span, `B = L Q`.
 
     Attributes:
@@ -263,14 +272,14 @@ class Frame(NamedTuple):
       inverse: (k, k), R with `Q = R B`.
     """
 
-    rows: Any
+    rows: Rows
     coordinates: jax.Array
     inverse: jax.Array
 
 
 @jax.custom_jvp
-def frame(rows: Any) -> Frame:
-    """The frame of k rows of one dtype.
+def thin_lq(rows: Rows) -> ThinLQ:
+    """The thin LQ factors of k rows of one dtype.
 
     It moves with the rows without turning within their span, `dQ Q^T = 0`, hence
 
@@ -281,16 +290,16 @@ def frame(rows: Any) -> Frame:
     function of `H = Q^T (L^T K L) Q` in the form `B^T N(L, K) B` does, has the right
     first derivative still: B lies in the span of Q, so no other part of dB enters.
     """
-    basis = orthonormal(rows, eps=float(jnp.finfo(_rows.compute_dtype(rows)).eps))
-    return Frame(basis.rows, _rows.gram(rows, basis.rows), basis.transform * basis.scale[None, :])
+    basis = orthonormal(rows, eps=float(jnp.finfo(structure.compute_dtype(rows)).eps))
+    return ThinLQ(basis.rows, tall.gram(rows, basis.rows), basis.transform * basis.scale[None, :])
 
 
-@frame.defjvp
-def _frame_jvp(primals, tangents):
+@thin_lq.defjvp
+def _thin_lq_jvp(primals, tangents):
     (rows,), (d_rows,) = primals, tangents
-    here = frame(rows)
+    here = thin_lq(rows)
     q, _, inverse = here
-    d_coordinates = _rows.gram(d_rows, q)
-    outside = jax.tree.map(jnp.subtract, d_rows, _rows.combine(d_coordinates, q))
+    d_coordinates = tall.gram(d_rows, q)
+    outside = jax.tree.map(jnp.subtract, d_rows, tall.combine(d_coordinates, q))
     d_inverse = -product(inverse, d_coordinates, inverse)
-    return here, Frame(_rows.combine(inverse, outside, pairwise=True), d_coordinates, d_inverse)
+    return here, ThinLQ(tall.combine(inverse, outside, pairwise=True), d_coordinates, d_inverse)

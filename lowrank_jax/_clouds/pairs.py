@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax import _checks, _losses, _rows
+from lowrank_jax._core import checks, losses, scaling, structure, tall, xla
+from lowrank_jax._core.types import Argnums, Loss, Rows, Vector
 
 
 class SecantPairs(NamedTuple):
@@ -39,13 +40,13 @@ class SecantPairs(NamedTuple):
       (2, 2)
     """
 
-    steps: Any
-    grad_diffs: Any
+    steps: Rows
+    grad_diffs: Rows
     rounding: jax.Array | None = None
 
 
-def centered(points: Any, grads: Any) -> SecantPairs:
-    """Steps from the mean of the cloud, `s_i = x_i - mean(x)`, `y_i = g_i - mean(g)`.
+def centered(points: Rows, grads: Rows) -> SecantPairs:
+    """Pairs by steps from the mean of the cloud, `s_i = x_i - mean(x)`, `y_i = g_i - mean(g)`.
 
     The n pairs sum to zero: n points give n - 1 independent ones. All points
     play the same part, so their order does not matter.
@@ -72,8 +73,8 @@ def centered(points: Any, grads: Any) -> SecantPairs:
     return _centered(*_cloud(points, grads))
 
 
-def from_first(points: Any, grads: Any) -> SecantPairs:
-    """Steps from the cloud's own first point, `s_i = x_i - x_0` for i = 1 .. n - 1.
+def from_first(points: Rows, grads: Rows) -> SecantPairs:
+    """Pairs by steps from the cloud's own first point, `s_i = x_i - x_0` for i = 1 .. n - 1.
 
     Args:
       points: n points, a pytree whose leaves have a leading axis n.
@@ -93,8 +94,8 @@ def from_first(points: Any, grads: Any) -> SecantPairs:
     return _anchored(_rest(points), _rest(grads), _first(points), _first(grads))
 
 
-def anchored(points: Any, grads: Any, anchor: Any, anchor_grad: Any) -> SecantPairs:
-    """Steps from a given point with a given gradient, `s_i = x_i - a`, `y_i = g_i - g_a`.
+def anchored(points: Rows, grads: Rows, anchor: Vector, anchor_grad: Vector) -> SecantPairs:
+    """Pairs by steps from a given point with a given gradient, `s_i = x_i - a`, `y_i = g_i - g_a`.
 
     Anchored at zero with zero gradient the pairs are the points and gradients
     themselves, and the equations are `H x_i = g_i`.
@@ -118,17 +119,17 @@ def anchored(points: Any, grads: Any, anchor: Any, anchor_grad: Any) -> SecantPa
     """
     points, grads = _cloud(points, grads)
     anchor, anchor_grad = (
-        _checks.vector(anchor, "anchor"),
-        _checks.vector(anchor_grad, "anchor_grad"),
+        checks.vector(anchor, "anchor"),
+        checks.vector(anchor_grad, "anchor_grad"),
     )
-    _checks.like(anchor, "anchor", points, "one of points", pattern_lead=1)
-    _checks.like(anchor_grad, "anchor_grad", points, "one of points", pattern_lead=1)
-    anchor, anchor_grad = _rows.cast_like((anchor, anchor_grad), (points, grads))
+    checks.like(anchor, "anchor", points, "one of points", pattern_lead=1)
+    checks.like(anchor_grad, "anchor_grad", points, "one of points", pattern_lead=1)
+    anchor, anchor_grad = structure.cast_like((anchor, anchor_grad), (points, grads))
     return _anchored(points, grads, anchor, anchor_grad)
 
 
-def successive(points: Any, grads: Any) -> SecantPairs:
-    """The steps of a trajectory, `s_k = x_{k+1} - x_k`, `y_k = g_{k+1} - g_k`.
+def successive(points: Rows, grads: Rows) -> SecantPairs:
+    """Pairs by the steps of a trajectory, `s_k = x_{k+1} - x_k`, `y_k = g_{k+1} - g_k`.
 
     Args:
       points: n points in their order, a pytree whose leaves have a leading axis n.
@@ -149,7 +150,7 @@ def successive(points: Any, grads: Any) -> SecantPairs:
 
 
 def concatenate(*pairs: SecantPairs) -> SecantPairs:
-    """All pairs of several sets as one set, in their order.
+    """Joins all pairs of several sets to one set, in their order.
 
     Where only some of them know their rounding, the others count as rounded to their dtype.
 
@@ -167,24 +168,24 @@ def concatenate(*pairs: SecantPairs) -> SecantPairs:
         raise ValueError("concatenate must be given at least one set of pairs, got none")
     sets = [check(each)[0] for each in pairs]
     for each in sets:
-        _checks.like(
+        checks.like(
             each.steps, "each set's steps", sets[0].steps, "the first set", lead=1, pattern_lead=1
         )
-    steps, grad_diffs = _rows.joined(*[(each.steps, each.grad_diffs) for each in sets])
+    steps, grad_diffs = structure.concatenate(*[(each.steps, each.grad_diffs) for each in sets])
     if all(each.rounding is None for each in sets):
         return SecantPairs(steps, grad_diffs)
-    return SecantPairs(steps, grad_diffs, _rows.joined(*map(rounding, sets)))
+    return SecantPairs(steps, grad_diffs, structure.concatenate(*map(rounding, sets)))
 
 
 def secant_pairs(
-    loss: Callable,
-    argnums: _losses.Argnums = 0,
+    loss: Loss,
+    argnums: Argnums = 0,
     *,
     has_aux: bool = False,
-    pairing: Callable[[Any, Any], SecantPairs] = centered,
+    pairing: Callable[[Rows, Rows], SecantPairs] = centered,
     batch_size: int | None = None,
 ) -> Callable:
-    """A function of points that takes their gradients and pairs them.
+    """Makes a function of points that takes their gradients and pairs them.
 
     Args:
       loss: a scalar function; it is differentiated once, in argument `argnums`.
@@ -209,9 +210,9 @@ def secant_pairs(
       >>> bool(jnp.allclose(pairs.grad_diffs, 2 * pairs.steps))
       True
     """
-    _checks.function(pairing, "pairing")
+    checks.function(pairing, "pairing")
     if batch_size is not None:
-        _checks.count(batch_size, "batch_size", 1)
+        checks.count(batch_size, "batch_size", 1)
 
     def pairs_of_points(*args):
         points, _, grads, aux = evaluate(loss, argnums, args, has_aux, batch_size)
@@ -224,13 +225,13 @@ def secant_pairs(
 
 
 def evaluate(
-    loss: Callable, argnums: _losses.Argnums, args: tuple, has_aux: bool, batch_size: int | None
-) -> tuple[Any, jax.Array, Any, Any]:
+    loss: Loss, argnums: Argnums, args: tuple, has_aux: bool, batch_size: int | None
+) -> tuple[Rows, jax.Array, Rows, Any]:
     """The points among a loss's arguments; its values, gradients and aux (or None) at each."""
-    points, rest = _losses.split(argnums, args)
-    points, _ = _checks.rows(points, "points")
-    at_point = jax.value_and_grad(_losses.at(loss, argnums, rest, has_aux=has_aux), has_aux=has_aux)
-    out, grads = _rows.each(at_point, points, batch_size)
+    points, rest = losses.split(argnums, args)
+    points, _ = checks.rows(points, "points")
+    at_point = jax.value_and_grad(losses.at(loss, argnums, rest, has_aux=has_aux), has_aux=has_aux)
+    out, grads = xla.map_rows(at_point, points, batch_size)
     values, aux = out if has_aux else (out, None)
     return points, values, grads, aux
 
@@ -244,12 +245,12 @@ def check(pairs: SecantPairs) -> tuple[SecantPairs, int]:
     """
     if not isinstance(pairs, SecantPairs):
         raise TypeError(f"pairs must be SecantPairs, got {type(pairs).__name__}")
-    steps, n = _checks.rows(pairs.steps, "pairs.steps")
-    grad_diffs, _ = _checks.rows(pairs.grad_diffs, "pairs.grad_diffs")
-    _checks.like(grad_diffs, "pairs.grad_diffs", steps, "pairs.steps")
+    steps, n = checks.rows(pairs.steps, "pairs.steps")
+    grad_diffs, _ = checks.rows(pairs.grad_diffs, "pairs.grad_diffs")
+    checks.like(grad_diffs, "pairs.grad_diffs", steps, "pairs.steps")
     if pairs.rounding is not None:
-        _checks.array(pairs.rounding, "pairs.rounding", (n,))
-    steps, grad_diffs = _rows.spread((steps, grad_diffs))
+        checks.array(pairs.rounding, "pairs.rounding", (n,))
+    steps, grad_diffs = structure.reshard((steps, grad_diffs))
     return SecantPairs(steps, grad_diffs, pairs.rounding), n
 
 
@@ -257,45 +258,45 @@ def rounding(pairs: SecantPairs) -> jax.Array:
     """Each pair's relative rounding error, (n,); that of the dtype where it is unknown."""
     if pairs.rounding is not None:
         return jnp.asarray(pairs.rounding)
-    dtype = _rows.compute_dtype(pairs.steps)
-    return jnp.full(_rows.length(pairs.steps), _rows.resolution(pairs.steps), dtype)
+    dtype = structure.compute_dtype(pairs.steps)
+    return jnp.full(structure.length(pairs.steps), structure.resolution(pairs.steps), dtype)
 
 
 def _cloud(points, grads):
-    points, n = _checks.rows(points, "points")
-    grads, _ = _checks.rows(grads, "grads")
-    _checks.like(grads, "grads", points, "points")
+    points, n = checks.rows(points, "points")
+    grads, _ = checks.rows(grads, "grads")
+    checks.like(grads, "grads", points, "points")
     if n == 0:
         raise ValueError("points must hold at least one point, got a leading axis of 0")
-    return _rows.spread((points, grads))
+    return structure.reshard((points, grads))
 
 
 @jax.jit
 def _centered(points, grads):
-    n = _rows.length(points)
-    mean = jnp.full((n,), 1 / n, _rows.compute_dtype((points, grads)))
+    n = structure.length(points)
+    mean = jnp.full((n,), 1 / n, structure.compute_dtype((points, grads)))
 
     def from_mean(rows):
         near = _differences(rows, _first(rows))
-        return _differences(near, _rows.combine(mean, near))
+        return _differences(near, tall.combine(mean, near))
 
     steps, grad_diffs = from_mean(points), from_mean(grads)
-    steps = _rows.scale(_resolved(steps, points), steps)
+    steps = tall.scale(_resolved(steps, points), steps)
     return rounded(steps, grad_diffs, points, grads, _largest(points), _largest(grads))
 
 
 @jax.jit
 def _anchored(points, grads, anchor, anchor_grad):
     steps, grad_diffs = _differences(points, anchor), _differences(grads, anchor_grad)
-    size = jnp.maximum(_largest(points), _rows.norm(anchor))
-    grad_size = jnp.maximum(_largest(grads), _rows.norm(anchor_grad))
+    size = jnp.maximum(_largest(points), scaling.norm(anchor))
+    grad_size = jnp.maximum(_largest(grads), scaling.norm(anchor_grad))
     return rounded(steps, grad_diffs, points, grads, size, grad_size)
 
 
 @jax.jit
 def _successive(points, grads):
     def forward(rows):
-        return _rows.minus(_rest(rows), jax.tree.map(lambda x: x[:-1], rows))
+        return tall.minus(_rest(rows), jax.tree.map(lambda x: x[:-1], rows))
 
     steps, grad_diffs = forward(points), forward(grads)
     return rounded(steps, grad_diffs, points, grads, _largest(points), _largest(grads))
@@ -306,10 +307,10 @@ def rounded(steps, grad_diffs, points, grads, size, grad_size):
 
     `size` and `grad_size` are the norms of the largest point and gradient that took part.
     """
-    steps, grad_diffs = _rows.cast_like(steps, points), _rows.cast_like(grad_diffs, grads)
-    eps = _rows.resolution((steps, grad_diffs))
-    dtype = _rows.compute_dtype((steps, grad_diffs))
-    sizes = (_rows.norms(steps), _rows.norms(grad_diffs), size, grad_size)
+    steps, grad_diffs = structure.cast_like(steps, points), structure.cast_like(grad_diffs, grads)
+    eps = structure.resolution((steps, grad_diffs))
+    dtype = structure.compute_dtype((steps, grad_diffs))
+    sizes = (scaling.norms(steps), scaling.norms(grad_diffs), size, grad_size)
     step, grad_diff, size, grad_size = (x.astype(dtype) for x in sizes)
     used = step > 0
     step = jnp.where(used, step, 1)
@@ -331,15 +332,15 @@ def _resolved(steps, points):
         return jnp.any(resolved | jnp.isnan(s), axis=tuple(range(1, s.ndim)))
 
     found = jax.tree.leaves(jax.tree.map(leaf_resolved, steps, points))
-    return functools.reduce(jnp.logical_or, found).astype(_rows.compute_dtype(points))
+    return functools.reduce(jnp.logical_or, found).astype(structure.compute_dtype(points))
 
 
 def _largest(rows):
-    return jnp.max(_rows.norms(rows), initial=0)
+    return jnp.max(scaling.norms(rows), initial=0)
 
 
 def _differences(rows, one):
-    return _rows.minus(rows, jax.tree.map(lambda a: a[None], one))
+    return tall.minus(rows, jax.tree.map(lambda a: a[None], one))
 
 
 def _first(rows):

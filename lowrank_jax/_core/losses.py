@@ -1,17 +1,17 @@
 """A loss as a function of the argument that it is differentiated in."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Argnums = int | Sequence[int]
+from lowrank_jax._core.types import Argnums, Gradient, Loss, Vector
 
 
-def split(argnums: Argnums, args: tuple) -> tuple[Any, tuple]:
+def split(argnums: Argnums, args: tuple) -> tuple[Vector, tuple]:
     """Takes the differentiated argument (a tuple of them for a tuple `argnums`) out of `args`.
 
     Raises:
@@ -24,7 +24,7 @@ def split(argnums: Argnums, args: tuple) -> tuple[Any, tuple]:
     return (x[0] if alone else x), rest
 
 
-def at(loss: Callable, argnums: Argnums, rest: tuple, *, has_aux: bool = False) -> Callable:
+def at(loss: Loss, argnums: Argnums, rest: tuple, *, has_aux: bool = False) -> Loss:
     """The function x -> loss(..., x, ...), with `rest` in the other places, in their order.
 
     Raises:
@@ -57,7 +57,7 @@ def at(loss: Callable, argnums: Argnums, rest: tuple, *, has_aux: bool = False) 
     return of_x
 
 
-def gradient(loss: Callable, argnums: Argnums, rest: tuple) -> Callable:
+def gradient(loss: Loss, argnums: Argnums, rest: tuple) -> Gradient:
     """The function x -> gradient of the loss in x."""
     return jax.grad(at(loss, argnums, rest))
 

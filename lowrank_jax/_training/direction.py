@@ -1,6 +1,6 @@
 """The quasi-Newton direction that the pairs of a trajectory give.
 
-In an orthonormal basis Q of their steps S the pairs say `Q H = Z = A Q + P`, see `secant`. On a
+In an orthonormal basis Q of their steps S the pairs say `Q H = Z = A Q + P`, see `fit`. On a
 trajectory they are of unequal worth: the newest were measured where the trajectory is. With
 R = S Q^T, rows of unit length, and weights that halve with each pair's age,
 `W = R^T diag(weights) R`, the symmetric M that minimises `sum_i weight_i |r_i (M - A)|^2` solves
@@ -29,18 +29,20 @@ Source: Schnabel, Quasi-Newton methods using multiple secant equations, report C
 NeurIPS 2014, for the magnitude of negative curvature.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from lowrank_jax import _frames, _rows
-from lowrank_jax._spectral import eigh, product, reciprocal, symmetrize
-from lowrank_jax.secant import unit_and_validity
+from lowrank_jax._clouds.fit import unit_and_validity
+from lowrank_jax._core import scaling, structure, tall
+from lowrank_jax._core.orthonormal import orthonormal
+from lowrank_jax._core.spectral import eigh, product, symmetrize
+from lowrank_jax._core.types import Rows, Scalar, Vector
 
 
 @jax.jit
-def direction(steps: Any, grad_diffs: Any, age: jax.Array, grad: Any, damping: Any) -> Any:
+def direction(
+    steps: Rows, grad_diffs: Rows, age: jax.Array, grad: Vector, damping: Scalar | None
+) -> Vector:
     """`B^-1 g` of this module's text, in the dtypes of g.
 
     Args:
@@ -50,28 +52,28 @@ def direction(steps: Any, grad_diffs: Any, age: jax.Array, grad: Any, damping: A
       grad: the vector g.
       damping: None, or a number in place of c and of every `min(|e_i|, c)`.
     """
-    s, y, g = _rows.widen((steps, grad_diffs, grad))
-    eps = _rows.resolution(steps)
-    basis = _frames.orthonormal(s, eps=eps)
+    s, y, g = structure.widen((steps, grad_diffs, grad))
+    eps = structure.resolution(steps)
+    basis = orthonormal(s, eps=eps)
     q = basis.rows
     unit, _ = unit_and_validity(basis.scale, s, y)
-    r = _rows.gram(_rows.scale(basis.scale, s), q)
+    r = tall.gram(tall.scale(basis.scale, s), q)
     size = jnp.linalg.norm(r, axis=1)
-    r = r * reciprocal(size)[:, None]
+    r = r * scaling.reciprocal(size)[:, None]
     transform, quality = _weighted(basis.transform * size[None, :], r, basis.kept, age)
     # Y is scaled before it is combined: the scale of tiny steps times T would overflow.
-    y = _rows.scale(1 / unit, _rows.scale(basis.scale, y))
-    z = _rows.combine(transform * reciprocal(size)[None, :], y, pairwise=True)
-    a = _rows.gram(z, q)
+    y = tall.scale(1 / unit, tall.scale(basis.scale, y))
+    z = tall.combine(transform * scaling.reciprocal(size)[None, :], y, pairwise=True)
+    a = tall.gram(z, q)
     m = _symmetric(a, *quality)
 
     w, v = eigh(m)
-    p = _rows.minus(z, _rows.combine(a, q))
-    q, p = _rows.combine(v.T, q), _rows.combine(v.T, p)
-    outside = _rows.norms(p)
+    p = tall.minus(z, tall.combine(a, q))
+    q, p = tall.combine(v.T, q), tall.combine(v.T, p)
+    outside = scaling.norms(p)
     top = jnp.max(jnp.hypot(w, outside))
     if damping is None:
-        first = jnp.maximum(_rows.norm(g), 1) / unit
+        first = jnp.maximum(scaling.norm(g), 1) / unit
         newest = r[jnp.argmin(age)]
         c = _complement(newest, product(newest, a, newest), z, top, first)
         noise = jnp.minimum(jnp.linalg.norm(product(v.T, m - a), axis=1), c)
@@ -84,15 +86,15 @@ def direction(steps: Any, grad_diffs: Any, age: jax.Array, grad: Any, damping: A
     d = jnp.where(d > rounding, d, c)
     slant = jnp.where(curved, jnp.sign(w), 0) / d
     g = jax.tree.map(lambda x: x / unit, g)
-    return _rows.cast_like(_solved(q, p, d, slant, c, g), grad)
+    return structure.cast_like(_solved(q, p, d, slant, c, g), grad)
 
 
 def _solved(q, p, d, slant, c, g):
     """The x with B x = g, by the two equations of this module's text; slant is sign(w) / d."""
-    inside = _rows.gram(q, g)
-    u = _rows.minus(_rows.reject(g, q), _rows.combine(slant * inside, p))
-    u = jax.tree.map(lambda x: x / c, _rows.reject(u, q))
-    x = _rows.combine(inside / d - slant * _rows.gram(p, u), q)
+    inside = tall.gram(q, g)
+    u = tall.minus(tall.project_out(g, q), tall.combine(slant * inside, p))
+    u = jax.tree.map(lambda x: x / c, tall.project_out(u, q))
+    x = tall.combine(inside / d - slant * tall.gram(p, u), q)
     return jax.tree.map(jnp.add, x, u)
 
 
@@ -104,7 +106,7 @@ def _weighted(transform, r, kept, age):
     weighted = r.T * jnp.exp2(-age.astype(r.dtype))[None, :]
     quality, v = eigh(symmetrize(product(weighted, r)))
     known = quality > len(r) * jnp.finfo(r.dtype).eps * quality[-1]
-    inverse = jnp.where(known, reciprocal(jnp.where(known, quality, 0)), 0)
+    inverse = jnp.where(known, scaling.reciprocal(jnp.where(known, quality, 0)), 0)
     solve = product(v * inverse[None, :], v.T, weighted)
     dependent = jnp.sum(kept) < jnp.sum(jnp.any(r != 0, axis=1))
     missed = jnp.where(dependent, jnp.eye(len(r), dtype=r.dtype) - product(r, transform), 0)
@@ -125,6 +127,8 @@ def _complement(newest, slope, z, top, first):
     It is at most the largest curvature measured, and |g| before any was, so that the first
     step is no longer than 1.
     """
-    y = _rows.norm(_rows.combine(newest, z))
-    measured = jnp.where(slope == 0, top, jnp.minimum(y * y * reciprocal(jnp.abs(slope)), top))
+    y = scaling.norm(tall.combine(newest, z))
+    measured = jnp.where(
+        slope == 0, top, jnp.minimum(y * y * scaling.reciprocal(jnp.abs(slope)), top)
+    )
     return jnp.where(measured > 0, measured, first)

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lowrank_jax import _checks, _frames, _rows
-from lowrank_jax.rectangular import LowRank
+from lowrank_jax._core import checks, structure
+from lowrank_jax._core.orthonormal import orthonormal
+from lowrank_jax._operators.rectangular import LowRank
 
 
-def lowrank_jacobian(f: Callable, probes: int) -> Callable:
-    """The Jacobian A of f at x as an operator of low rank, from products with it.
+def lowrank_jacobian(f: Callable, probes: int) -> Callable[..., LowRank]:
+    """Finds the Jacobian A of f at x as an operator of low rank, from products with it.
 
     f maps a pytree of m numbers to a pytree of p numbers. It is linearized once. With
     b = (3 probes + 5) // 2 random directions X, no more than m or p,
@@ -57,26 +58,26 @@ def lowrank_jacobian(f: Callable, probes: int) -> Callable:
       >>> bool(jnp.allclose(a @ jnp.ones(5), jnp.array([5.0, 50.0, 0.0]), atol=1e-3))
       True
     """
-    _checks.function(f, "f")
-    _checks.count(probes, "probes", 1)
+    checks.function(f, "f")
+    checks.count(probes, "probes", 1)
 
     def jacobian(x, *args, key):
-        x = _checks.point(x, "x")
-        _checks.key(key)
-        y, jvp = jax.linearize(lambda x: _checks.point(f(x, *args), "f(x)"), x)
+        x = checks.point(x, "x")
+        checks.key(key)
+        y, jvp = jax.linearize(lambda x: checks.point(f(x, *args), "f(x)"), x)
         vjp = jax.linear_transpose(jvp, x)
-        m, p, b = _rows.size(x), _rows.size(y), (3 * probes + 5) // 2
-        core = jnp.eye(min(b, m, p), dtype=_rows.compute_dtype((x, y)))
+        m, p, b = structure.size(x), structure.size(y), (3 * probes + 5) // 2
+        core = jnp.eye(min(b, m, p), dtype=structure.compute_dtype((x, y)))
         if b >= m and m <= p:
-            right = _rows.identity(x)
+            right = structure.identity(x)
             return LowRank(jax.vmap(jvp)(right), core, right)
         if b >= p:
-            left = _rows.identity(y)
+            left = structure.identity(y)
         else:
-            directions = _rows.normal(key, x, (b,))
+            directions = structure.normal(key, x, (b,))
             images = jax.vmap(jvp)(jax.tree.map(lambda leaf: leaf * m**-0.5, directions))
-            rows = _frames.orthonormal(_rows.widen(images), eps=_rows.resolution(y)).rows
-            left = _rows.cast_like(rows, images)
+            rows = orthonormal(structure.widen(images), eps=structure.resolution(y)).rows
+            left = structure.cast_like(rows, images)
         (right,) = jax.vmap(vjp)(left)
         return LowRank(left, core, right)
 

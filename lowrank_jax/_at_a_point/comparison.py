@@ -1,0 +1,93 @@
+"""An operator beside exact Hessian-vector products."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lowrank_jax._at_a_point.products import hvp
+from lowrank_jax._core import checks, scaling, structure, tall
+from lowrank_jax._core.types import Argnums, Loss, Rows, Vector
+from lowrank_jax._operators.symmetric import SymmetricLowRank
+
+
+class HvpComparison(NamedTuple):
+    """H_r against the exact Hessian H, one number per vector v; see `compare_hvp`.
+
+    Attributes:
+      relative_error: `|H_r v - H v| / |H v|`.
+      cosine: of the angle between `H_r v` and `H v`.
+      curvature_error: `v^T (H_r - H) v / (|v| |H v|)`, positive where H_r overestimates.
+    """
+
+    relative_error: jax.Array
+    cosine: jax.Array
+    curvature_error: jax.Array
+
+
+def compare_hvp(
+    loss: Loss,
+    hessian: SymmetricLowRank,
+    x: Vector,
+    vectors: Rows,
+    *args: Any,
+    argnums: Argnums = 0,
+) -> HvpComparison:
+    """Compares an operator with exact Hessian-vector products of the loss at x.
+
+    A plain function of a loss: jit it for repeated use.
+
+    Args:
+      loss: a scalar function, differentiated twice in argument `argnums`.
+      hessian: the operator.
+      x: the point, of the operator's structure.
+      vectors: m vectors v, a pytree whose leaves have a leading axis m.
+      *args: the loss's other arguments, in their order.
+      argnums: as in `hvp`.
+
+    Returns:
+      `HvpComparison` of arrays of shape (m,). Where `H v` is zero, the error is 0 if `H_r v` is
+      zero too and infinite otherwise, and cosine and curvature error are 0.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays.
+      ValueError: where x or the vectors do not fit the operator, or the loss is not scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from lowrank_jax import secant_hessian
+      >>> loss = lambda x: jnp.sum(x**4)
+      >>> points = 1 + 1e-2 * jnp.eye(3)
+      >>> h = secant_hessian(loss, extrapolate=1)(points)
+      >>> comparison = compare_hvp(loss, h, jnp.ones(3), points - points[0])
+      >>> bool(comparison.relative_error.max() < 0.05)
+      True
+    """
+    x, (vectors, _) = checks.vector(x, "x"), checks.rows(vectors, "vectors")
+    checks.like(vectors, "vectors", x, "x", lead=1)
+    checks.instance(hessian, "hessian", SymmetricLowRank)
+    checks.single(hessian.core)
+    checks.like(x, "x", hessian.factors, "a factor of hessian", pattern_lead=1)
+    product_at_x, vectors = hvp(loss, argnums), structure.reshard(vectors)
+
+    def compare(v):
+        exact, approximate = structure.widen((product_at_x(x, v, *args), hessian @ v))
+        v = structure.widen(v)
+        size = scaling.norm(exact)
+        error = jax.tree.map(jnp.subtract, approximate, exact)
+        return HvpComparison(
+            relative_error=scaling.ratio(scaling.norm(error), size),
+            cosine=_overlap(approximate, exact),
+            curvature_error=_overlap(v, error) * scaling.norm(error) * scaling.reciprocal(size),
+        )
+
+    return jax.vmap(compare)(vectors)
+
+
+def _overlap(u, v):
+    """The cosine of the angle between two vectors, 0 where one of them is zero."""
+    unit_u, unit_v = (
+        tall.scale(scaling.reciprocal(scaling.norms(a)), a)
+        for a in (jax.tree.map(lambda leaf: leaf[None], b) for b in (u, v))
+    )
+    return tall.gram(unit_u, unit_v)[0, 0]

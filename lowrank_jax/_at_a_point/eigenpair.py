@@ -1,0 +1,70 @@
+"""The top eigenpair of a loss's Hessian, differentiable."""
+
+from collections.abc import Callable
+
+import jax
+
+from lowrank_jax._at_a_point.implicit import differentiable_eigenpair
+from lowrank_jax._at_a_point.lanczos import (
+    count_entries,
+    dominant_eigenpair,
+    random_unit_vector,
+    signed,
+)
+from lowrank_jax._core import checks, losses, structure
+from lowrank_jax._core.types import Argnums, Loss
+
+
+def top_eigenpair(loss: Loss, argnums: Argnums = 0) -> Callable:
+    """Finds the eigenvalue of largest magnitude of a loss's Hessian, and its unit eigenvector.
+
+    Found by thick-restart Lanczos with exact Hessian-vector products (forward over reverse),
+    as in `singular_triplet`: the error e is the residual `H w - lambda w` in norm, or by how
+    much the eigenvalue at the other end of the spectrum, whose residual adds to it,
+    could exceed |lambda|, if that is more; both relative to |lambda|.
+
+    The derivatives, in x and in the loss's other arguments, are those of `H w = lambda w`,
+
+        d lambda = w^T dH w,    (lambda I - H) dw = dH w - d lambda w,
+
+    the latter on the complement of w. Those of w are NaN where another eigenvalue is within about
+    sqrt(eps) |lambda| of lambda; -lambda may be an eigenvalue.
+
+    Args:
+      loss: a scalar function that can be differentiated three times for first derivatives.
+      argnums: the argument that is x, or a tuple of such arguments.
+
+    Returns:
+      A function of the loss's arguments, in their order, and of `key` (by keyword), the random key
+      of the start. It returns `(eigenvalue, eigenvector)`, the latter of x's structure; its
+      entry that is largest in magnitude is positive. Use it under `jax.jit`.
+
+    Raises:
+      TypeError: for an x that is not real floating-point arrays, or such a value of the loss.
+      ValueError: for an x without entries, or a loss that is not scalar.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> loss = lambda x: x[0] ** 2 - 3 * x[1] ** 2
+      >>> eigenvalue, eigenvector = top_eigenpair(loss)(jnp.ones(2), key=jax.random.key(0))
+      >>> round(float(eigenvalue), 4), bool(jnp.allclose(eigenvector[1], 1.0))
+      (-6.0, True)
+    """
+
+    def pair_at(*args, key):
+        x, rest = losses.split(argnums, args)
+        x = checks.vector(x, "x")
+        count_entries(x, "x")
+        checks.key(key)
+        start = random_unit_vector(key, x)
+        gradient = losses.gradient(loss, argnums, rest)
+
+        def hvp(v):
+            return structure.widen(jax.jvp(gradient, (x,), (structure.cast_like(v, x),))[1])
+
+        eps = structure.resolution(x)
+        value, vector = dominant_eigenpair(hvp, start, eps)
+        value, vector = differentiable_eigenpair(hvp, value, signed(vector, vector), eps)
+        return value, structure.cast_like(vector, x)
+
+    return pair_at

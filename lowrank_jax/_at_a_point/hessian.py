@@ -1,0 +1,206 @@
+"""Loss, gradient or product in, operator out."""
+
+from collections.abc import Callable
+
+from lowrank_jax._at_a_point.differences import checked_gradient, difference, step_length
+from lowrank_jax._at_a_point.expansion import expansion_at
+from lowrank_jax._at_a_point.probes import probe_pairs
+from lowrank_jax._clouds.fit import fit
+from lowrank_jax._core import checks
+from lowrank_jax._core.types import Argnums, Gradient, Loss, Product, Rows, Scalar
+from lowrank_jax._operators.symmetric import SymmetricLowRank
+
+
+def lowrank_hessian(
+    loss: Loss,
+    probes: int,
+    argnums: Argnums = 0,
+    *,
+    has_aux: bool = False,
+    passes: int = 2,
+    extrapolate: Scalar = 2 / 3,
+    batch_size: int | None = None,
+    start: Rows | None = None,
+    step: Scalar | None = None,
+) -> Callable:
+    """Finds the leading curvature of a loss at a point, from gradients alone.
+
+    `lowrank_hessian(loss, probes)(x, key=key)` takes the gradient at x once and
+    `probes * passes` more, one step away from x each, along the steps of `probe_pairs`, and
+    fits all pairs at once. No second derivative is taken. For the r leading eigenpairs take a
+    few more probes than r / passes, and `truncate(r)`: more passes find them more exactly, more
+    probes a pass run in parallel.
+
+    The steps have the length `step`, by default sqrt(eps) |x|: a heuristic that fails where
+    |x| says nothing about the scale on which the gradient changes.
+
+    Args:
+      loss: a scalar function; it is differentiated once, in argument `argnums`.
+      probes: how many gradients a pass takes.
+      argnums: the argument that is the point, or a tuple of such arguments.
+      has_aux: the loss returns `(value, aux)`.
+      passes: how many passes; see `probe_pairs`.
+      extrapolate: in [0, 1], how H_r continues outside the span of the steps; see `fit`.
+      batch_size: how many gradients are computed at once, as in `jax.lax.map`; None
+        computes all of a pass by `jax.vmap`. For a network's parameters on a CPU, 1 is
+        often faster.
+      start: directions of the first pass instead of random ones; see `probe_pairs`.
+      step: the length of the steps instead of the default.
+
+    Returns:
+      A function of the loss's arguments, in their order, and the keyword `key`, one random key. It
+      returns a `SymmetricLowRank`, or `(SymmetricLowRank, aux)` with the aux at x. The operator
+      is NaN where the loss at x or a gradient is not finite. Jit it, as `jax.jit(hessian_at)`:
+      outside `jit` the loop over the passes is compiled at every call.
+
+    Raises:
+      TypeError: for points that are not real floating-point arrays, or such a value of the loss.
+      ValueError: for probes or passes below 1, a start that does not fit x, a loss that is not
+        scalar, `extrapolate` outside [0, 1], or a step that is not positive.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> loss = lambda x: 50 * x[0] ** 2 - 20 * x[1] ** 2 + jnp.sum(jnp.cos(x))
+      >>> h = lowrank_hessian(loss, 4, passes=3)(jnp.zeros(100), key=jax.random.key(0))
+      >>> [round(float(s)) for s in h.truncate(2).eigenvalues()]
+      [99, -41]
+    """
+    curvature = from_differences(probes, passes, extrapolate, batch_size, start, step)
+    expansion = expansion_at(loss, argnums, has_aux, curvature)
+
+    def hessian_at(*args, key):
+        at = expansion(args, key)
+        return (at.hessian, at.aux) if has_aux else at.hessian
+
+    return hessian_at
+
+
+def lowrank_hessian_from_gradient(
+    grad_fn: Gradient,
+    probes: int,
+    *,
+    passes: int = 2,
+    extrapolate: Scalar = 2 / 3,
+    batch_size: int | None = 1,
+    start: Rows | None = None,
+    step: Scalar | None = None,
+) -> Callable[..., SymmetricLowRank]:
+    """Makes the `lowrank_hessian` of a gradient field that comes without its loss.
+
+    Forces of a simulator (with the sign changed), scores of a diffusion model, a kernel without
+    forward derivatives, a `jax.pure_callback`: whatever JAX can trace. The field is taken
+    for a gradient: of a Jacobian that is not symmetric the symmetric part is found.
+
+    Args:
+      grad_fn: `grad_fn(x, *args)`, of the structure and shapes of x; never differentiated.
+      probes: how many gradients a pass takes.
+      passes: how many passes; see `probe_pairs`.
+      extrapolate: in [0, 1], how H_r continues outside the span of the steps; see `fit`.
+      batch_size: how many gradients are computed at once; one at a time unless told, as not
+        every callback or kernel can be batched. None computes all of a pass by `jax.vmap`.
+      start: directions of the first pass instead of random ones; see `probe_pairs`.
+      step: the length of the steps instead of the default, sqrt(eps) |x|.
+
+    Returns:
+      A function of x, `*args` and the keyword `key`, one random key, that returns a
+      `SymmetricLowRank`; NaN where a gradient is not finite.
+
+    Raises:
+      TypeError: for points or gradients that are not real floating-point arrays.
+      ValueError: for gradients that do not fit x, or options as in `lowrank_hessian`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> force = lambda x, stiffness: -stiffness * x
+      >>> hessian_at = lowrank_hessian_from_gradient(lambda x, k: -force(x, k), 3)
+      >>> stiffness = jnp.array([5.0, 0.0, 0.0, -2.0])
+      >>> h = hessian_at(jnp.ones(4), stiffness, key=jax.random.key(0))
+      >>> bool(jnp.allclose(h.diagonal(), stiffness, atol=1e-2))
+      True
+    """
+    checks.function(grad_fn, "grad_fn")
+    curvature = from_differences(probes, passes, extrapolate, batch_size, start, step)
+
+    def hessian_at(x, *args, key):
+        x = checks.point(x, "x")
+        gradient = checked_gradient(lambda y: grad_fn(y, *args), x)
+        return curvature(gradient, x, gradient(x), key)
+
+    return hessian_at
+
+
+def lowrank_from_product(
+    product: Product,
+    probes: int,
+    *,
+    passes: int = 2,
+    extrapolate: Scalar = 2 / 3,
+    batch_size: int | None = None,
+    start: Rows | None = None,
+) -> Callable[..., SymmetricLowRank]:
+    """Finds the leading part of any symmetric operator that is known by its products with vectors.
+
+    `fit(probe_pairs(product, probes)(x, key=key))`: exact Hessian-vector products by
+    `hvp(loss)`, Gauss-Newton ones by `gauss_newton_product(model, loss)`, central differences
+    by `gradient_difference(loss, central=True)`, or a function of one's own.
+
+    Args:
+      product: `product(x, v, *args)`, symmetric and linear in v, of the structure of x.
+      probes: how many products a pass takes.
+      passes: how many passes; see `probe_pairs`.
+      extrapolate: in [0, 1], how H_r continues outside the span of the steps; see `fit`.
+      batch_size: how many products are computed at once, as in `jax.lax.map`; None computes
+        all of a pass by `jax.vmap`.
+      start: directions of the first pass instead of random ones; see `probe_pairs`.
+
+    Returns:
+      A function of x, `*args` and the keyword `key`, one random key, that returns a
+      `SymmetricLowRank`.
+
+    Raises:
+      TypeError, ValueError: as `probe_pairs` and `fit` do.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> product = lambda x, v: jnp.array([7.0, 0.0, -3.0, 0.0]) * v
+      >>> h = lowrank_from_product(product, 3)(jnp.zeros(4), key=jax.random.key(0))
+      >>> [round(float(s), 3) for s in h.truncate(2).eigenvalues()]
+      [7.0, -3.0]
+    """
+    checks.between(extrapolate, "extrapolate", 0, 1)
+    pairs_at = probe_pairs(product, probes, passes=passes, batch_size=batch_size, start=start)
+
+    def hessian_at(x, *args, key):
+        return fit(pairs_at(x, *args, key=key), extrapolate=extrapolate)
+
+    return hessian_at
+
+
+def from_differences(
+    probes: int,
+    passes: int,
+    extrapolate: Scalar,
+    batch_size: int | None,
+    start: Rows | None,
+    step: Scalar | None,
+) -> Callable[..., SymmetricLowRank]:
+    """A function of (gradient, x, its value there, key) to the operator, by `lowrank_from_product`.
+
+    Raises:
+      TypeError, ValueError: for wrong options.
+    """
+    if step is not None:
+        checks.positive(step, "step")
+
+    def product(x, v, gradient, grad):
+        return difference(gradient, x, grad, v, step_length(x, step))
+
+    hessian_at = lowrank_from_product(
+        product,
+        probes,
+        passes=passes,
+        extrapolate=extrapolate,
+        batch_size=batch_size,
+        start=start,
+    )
+    return lambda gradient, x, grad, key: hessian_at(x, gradient, grad, key=key)

@@ -1,0 +1,1 @@
+"""From points and their gradients to an operator, and how good it is."""

@@ -1,0 +1,151 @@
+"""Options of the fit chosen by predicting each pair from the others."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lowrank_jax._clouds.fit import fit
+from lowrank_jax._clouds.pairs import SecantPairs, check
+from lowrank_jax._core import checks, scaling, structure, tall, xla
+from lowrank_jax._core.orthonormal import orthonormal, thin_lq
+from lowrank_jax._core.types import Scalar
+
+EXTRAPOLATIONS = (0, 1 / 2, 2 / 3, 4 / 5)
+RTOLS = (0, 1e-3, 1e-2, 1e-1, 0.3)
+
+
+def choose_extrapolation(pairs: SecantPairs) -> jax.Array:
+    """Chooses the `extrapolate` in {0, 1/2, 2/3, 4/5} that predicts each pair best from the others.
+
+    A scalar for `fit(pairs, extrapolate=choose_extrapolation(pairs))`. It has the least
+    geometric mean of the errors `|H_i s_i - y_i| / |s_i|`, H_i the fit to all pairs but the
+    i-th (see `diagnose`): a mean of squares would follow the few pairs that are missed
+    most. 1 is no candidate: where H is indefinite it is far off now and then, which pairs left
+    out one at a time do not always show. The choice is a constant to differentiation.
+
+    Args:
+      pairs: secant pairs whose steps are alike, as random ones are: the error speaks of
+        more such steps.
+
+    Returns:
+      A scalar of the pairs' dtype, float32 at least; NaN where the pairs are not finite or
+      none has a step.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays.
+      ValueError: for steps and gradient differences of different structure.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> steps = jax.random.normal(jax.random.key(0), (8, 40))
+      >>> pairs = SecantPairs(steps, steps * 0.5 ** jnp.arange(40))  # H decays fast
+      >>> round(float(choose_extrapolation(pairs)), 2)
+      0.8
+    """
+    return _choose_extrapolation(check(pairs)[0])
+
+
+@jax.jit
+def _choose_extrapolation(pairs):
+    def left_out(short, extrapolate):
+        return left_out_errors(short, extrapolate=extrapolate)
+
+    return _choose(pairs, EXTRAPOLATIONS, left_out)
+
+
+def choose_rtol(pairs: SecantPairs, *, extrapolate: Scalar = 2 / 3) -> jax.Array:
+    """Chooses the `rtol` in {0, 1e-3, 1e-2, 0.1, 0.3} that predicts each pair best from the others.
+
+    For noisy gradients, as those of mini-batches are: a direction in which the steps hardly
+    differ carries little but noise, and a fit without it is better. A scalar for
+    `fit(pairs, rtol=choose_rtol(pairs))`, chosen as `choose_extrapolation` does.
+
+    Args:
+      pairs: secant pairs whose steps are alike.
+      extrapolate: of the fits that leave a pair out.
+
+    Returns:
+      A scalar of the pairs' dtype, float32 at least; NaN where the pairs are not finite or
+      none has a step.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays.
+      ValueError: for steps and gradient differences of different structure, or
+        `extrapolate` outside [0, 1].
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> steps = jax.random.normal(jax.random.key(0), (8, 40))
+      >>> float(choose_rtol(SecantPairs(steps, steps * 0.5 ** jnp.arange(40))))
+      0.0
+    """
+    pairs, _ = check(pairs)
+    checks.between(extrapolate, "extrapolate", 0, 1)
+    dtype = structure.compute_dtype((pairs.steps, pairs.grad_diffs))
+    return _choose_rtol(pairs, jnp.asarray(extrapolate, dtype))
+
+
+@jax.jit
+def _choose_rtol(pairs, extrapolate):
+    def left_out(short, rtol):
+        return left_out_errors(short, extrapolate=extrapolate, rtol=rtol)
+
+    return _choose(pairs, RTOLS, left_out)
+
+
+def _choose(pairs, candidates, left_out):
+    short, _ = compressed_pairs(lax.stop_gradient(pairs))
+    candidates = jnp.array(candidates, short.steps.dtype)
+    errors = jax.vmap(left_out, in_axes=(None, 0))(short, candidates)
+    logs = jnp.log(jnp.maximum(errors, jnp.finfo(errors.dtype).tiny))
+    best = jnp.argmin(jnp.sum(logs, axis=1))
+    valid = jnp.any(scaling.norms(short.steps) > 0) & jnp.all(jnp.isfinite(errors))
+    return jnp.where(valid, candidates[best], jnp.nan)
+
+
+def compressed_pairs(pairs):
+    """The pairs as rows of 2n numbers with the same inner products, and the rank of the steps.
+
+    With `S = R Q`, `Y = W Q + L E` for orthonormal rows Q and E, the rows [R, 0] and [W, L].
+    """
+    s, y = structure.widen((pairs.steps, pairs.grad_diffs))
+    s, y = (tall.scale(1 / _unit(rows), rows) for rows in (s, y))
+    if structure.length(s) == 0:  # one pair without a step instead
+        nothing = jnp.zeros((1, 1), structure.compute_dtype(s))
+        return SecantPairs(nothing, nothing), jnp.array(0)
+    basis = orthonormal(s, eps=structure.resolution(pairs.steps))
+    w = tall.gram(y, basis.rows)
+    outside = jax.tree.map(jnp.subtract, y, tall.combine(w, basis.rows))
+    r = tall.gram(s, basis.rows)
+    coordinates = thin_lq(outside).coordinates
+    steps = jnp.concatenate([xla.depend_on(r, coordinates), jnp.zeros_like(r)], axis=1)
+    slopes = jnp.concatenate([w, coordinates], axis=1)
+    return SecantPairs(steps, slopes), jnp.sum(basis.kept)
+
+
+def _unit(rows):
+    """One power of two for all rows, n times."""
+    peaks = scaling.max_abs(rows)
+    return jnp.full_like(peaks, scaling.power_of_two(jnp.max(peaks, initial=0)))
+
+
+def left_out_errors(short, **options):
+    """What the fit to all other pairs misses of each, `|H_i s_i - y_i| / |s_i|`; 0 without a step.
+
+    The steps of `centered` sum to zero. Without point i they start from another mean.
+    """
+    s, y, _ = short
+    n = len(s)
+    sizes = scaling.norms(s)
+    used, inverse = sizes > 0, scaling.reciprocal(sizes)
+    negligible = jnp.sqrt(jnp.finfo(s.dtype).eps) * jnp.max(sizes, initial=0)
+    is_centered = scaling.norm(jnp.sum(s, axis=0)) <= negligible
+    shift = jnp.where(is_centered, 1 / jnp.maximum(jnp.sum(used) - 1, 1), 0).astype(s.dtype)
+
+    def missed(i):
+        others = (used & (jnp.arange(n) != i))[:, None]
+        left = [jnp.where(others, rows + shift * rows[i][None, :], 0) for rows in (s, y)]
+        h = fit(SecantPairs(*left), **options)
+        return scaling.norm(h @ s[i] - y[i]) * inverse[i]
+
+    return jax.vmap(missed)(jnp.arange(n))

@@ -1,0 +1,191 @@
+"""Pytrees as vectors and rows: shapes, dtypes, shardings, and the same numbers in fewer leaves.
+
+A set of n vectors is a pytree whose leaves have a leading axis n: the rows of an
+(n, D) matrix that is never formed.
+"""
+
+import functools
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from lowrank_jax._core.types import Rows, Vector
+
+
+def length(rows: Rows) -> int:
+    """The number n of rows."""
+    return jax.tree.leaves(rows)[0].shape[0]
+
+
+def row(rows: Rows) -> Vector:
+    """The shapes, dtypes and explicit shardings of one row, as `jax.ShapeDtypeStruct`s."""
+
+    def leaf_row(x):
+        sharding = explicit_sharding(x, *jax.typeof(x).sharding.spec[1:])
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sharding)
+
+    return jax.tree.map(leaf_row, rows)
+
+
+def size(v: Vector) -> int:
+    """The number of entries of a vector."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(v))
+
+
+def identity(v: Vector) -> Rows:
+    """The unit vectors of the space of v, as many rows as it has entries."""
+    leaves, tree = jax.tree.flatten(v)
+    ends = list(itertools.accumulate(math.prod(leaf.shape) for leaf in leaves))
+    eye = np.eye(size(v))
+    blocks = np.split(eye, ends[:-1], axis=1)
+    rows = [
+        jnp.asarray(block.reshape(-1 if block.size else len(eye), *leaf.shape), leaf.dtype)
+        for block, leaf in zip(blocks, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, rows)
+
+
+def wider(*dtypes: Any) -> jnp.dtype:
+    """The dtype to which these promote, also where implicit promotion is forbidden."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
+
+
+def common_dtype(tree: Any) -> jnp.dtype:
+    """The dtype to which the leaves promote."""
+    return wider(*[leaf.dtype for leaf in jax.tree.leaves(tree)])
+
+
+def compute_dtype(tree: Any) -> jnp.dtype:
+    """The leaves' common dtype, float32 at least: small matrices have it."""
+    return wider(common_dtype(tree), jnp.float32)
+
+
+def resolution(tree: Any) -> float:
+    """The machine epsilon of the least precise leaf."""
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(tree))
+
+
+def widen(tree: Any) -> Any:
+    """All leaves in the dtype that is computed in."""
+    dtype = compute_dtype(tree)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+def concatenate(*sets: Rows) -> Rows:
+    """The rows of several sets as one, in the dtypes to which their leaves promote."""
+
+    def leaf_concatenated(*leaves):
+        dtype = wider(*[leaf.dtype for leaf in leaves])
+        return jnp.concatenate([leaf.astype(dtype) for leaf in leaves])
+
+    return jax.tree.map(leaf_concatenated, *sets)
+
+
+def cast_like(tree: Any, pattern: Any) -> Any:
+    """The leaves of `tree` in the dtypes of `pattern`."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, pattern)
+
+
+def matrix(rows: Rows) -> jax.Array:
+    """The rows as one (n, D) matrix, whole on every device where axes are explicit."""
+    leaves = [_placed(x, *[None] * x.ndim) for x in jax.tree.leaves(rows)]
+    return jnp.concatenate([x.reshape(len(x), math.prod(x.shape[1:])) for x in leaves], axis=1)
+
+
+def reshard(rows: Rows) -> Rows:
+    """The rows with a part of each on every device, where explicit axes divide their number.
+
+    Inner products of whole rows would move all of them to every device.
+    """
+
+    def leaf_resharded(x):
+        lead, *spec = jax.typeof(x).sharding.spec
+        if lead is None:
+            return x
+        parts = jax.typeof(x).sharding.mesh.shape
+        count = math.prod(parts[axis] for axis in (lead if isinstance(lead, tuple) else (lead,)))
+        fits = [s is None and size % count == 0 for s, size in zip(spec, x.shape[1:], strict=True)]
+        if any(fits):
+            spec[fits.index(True)] = lead
+        return _placed(x, None, *spec)
+
+    return jax.tree.map(leaf_resharded, rows)
+
+
+def _placed(x, *spec):
+    sharding = explicit_sharding(x, *spec)
+    return x if sharding is None else jax.sharding.reshard(x, sharding)
+
+
+def explicit_sharding(x, *spec):
+    """The sharding of x, or with that spec on its mesh, where axes are explicit; else None."""
+    sharding = jax.typeof(x).sharding
+    if not sharding.mesh.explicit_axes:
+        return None
+    return sharding.update(spec=PartitionSpec(*spec)) if spec else sharding
+
+
+def pack(rows: Rows) -> Rows:
+    """The rows with all small leaves in one, so that many leaves do not make many operations.
+
+    Where leaves differ in dtype, or may be sharded each in its own way, they stay as they are.
+    """
+    leaves = jax.tree.leaves(rows)
+    small = _small([jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in leaves])
+    if not any(small):
+        return rows
+    flat = [
+        x.reshape(len(x), math.prod(x.shape[1:]))
+        for x, packs in zip(leaves, small, strict=True)
+        if packs
+    ]
+    # The barrier keeps the copy from being compiled into everything that reads it.
+    packed = lax.optimization_barrier(jnp.concatenate(flat, axis=1))
+    return [packed, *[x for x, packs in zip(leaves, small, strict=True) if not packs]]
+
+
+def unpack(packed: Rows, v: Vector) -> Rows:
+    """Packed rows, any number of them, each in the structure of the vector v."""
+    leaves, tree = jax.tree.flatten(v)
+    small = _small(leaves)
+    if not any(small):
+        return packed
+    sizes = [math.prod(x.shape) for x, packs in zip(leaves, small, strict=True) if packs]
+    ends = list(itertools.accumulate(sizes))
+    parts, large = iter(jnp.split(packed[0], ends[:-1], axis=1)), iter(packed[1:])
+    rows = [next(parts if packs else large) for packs in small]
+    shaped = [x.reshape(len(x), *like.shape) for x, like in zip(rows, leaves, strict=True)]
+    return jax.tree.unflatten(tree, shaped)
+
+
+def _small(leaves):
+    """Which leaves of a vector are packed."""
+    small = [math.prod(x.shape) <= 2**16 for x in leaves]
+    alone = jax.device_count() == 1 and len({x.dtype for x in leaves}) == 1
+    return [alone and sum(small) > 1 and packs for packs in small]
+
+
+def normal(key: jax.Array, v: Vector, shape: tuple[int, ...] = ()) -> Any:
+    """Standard normal vectors like v, with the leading axes `shape`; a key of its own a leaf."""
+
+    def draw(key, x):
+        like = x.sharding if isinstance(x, jax.ShapeDtypeStruct) else explicit_sharding(x)
+        if like is not None:
+            like = like.update(spec=PartitionSpec(*[None] * len(shape), *like.spec))
+        return jax.random.normal(key, (*shape, *x.shape), x.dtype, out_sharding=like)
+
+    leaves, tree = jax.tree.flatten(v)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(tree, list(map(draw, keys, leaves)))
+
+
+def zeros(v: Vector, n: int) -> Rows:
+    """N rows of zeros like v."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(jnp.zeros_like(x), (n, *x.shape)), v)

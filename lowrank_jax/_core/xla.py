@@ -1,0 +1,182 @@
+"""What is written in a certain way for XLA's sake: passes in pieces, branches, batches, order.
+
+A chain of products along the long axis reads and writes that axis once for each link. Cut into
+pieces that fit the cache, the chain runs through piece by piece and memory is read once for all of
+it; a tall product `A B^T` alone is four times as fast. This holds for the threads of one
+CPU. Elsewhere, and where the rows may be sharded, the whole is one piece: a loop over a sharded
+axis would gather it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lowrank_jax._core.types import Rows
+
+PIECE_SIZE = 2**18  # numbers in a piece of one operand: 1 MiB of float32
+
+
+def blockwise_sum(f: Callable, small: Any, *rows: Rows) -> Any:
+    """The sum of `f(small, *pieces)` over all leaves and pieces.
+
+    Args:
+      f: of arrays with a leading axis, a sum over all their other axes; no closure over traced
+        values.
+      small: what else f takes, a pytree.
+      *rows: pytrees of one structure, each leaf with a leading axis.
+    """
+    return _blockwise_sum(f, small, rows) if _cut(rows) else _whole_sum(f, small, rows)
+
+
+def with_derivative_of(value: Any, f: Callable, small: Any, *rows: Rows) -> Any:
+    """The value, known already, with the derivatives of `blockwise_sum(f, small, *rows)`."""
+    return _with_derivative_of(f, value, small, rows)
+
+
+def blockwise_map(f: Callable, small: Any, *rows: Rows) -> Rows:
+    """The rows that `f(small, *pieces)` computes, entry by entry along all axes but the first."""
+    return _blockwise_map(f, small, rows) if _cut(rows) else _whole_map(f, small, rows)
+
+
+def _cut(rows):
+    return any(_width(leaves) for leaves in _leaves(rows))
+
+
+def _leaves(rows):
+    return list(zip(*map(jax.tree.leaves, rows), strict=True))
+
+
+def _width(leaves):
+    """How much of the long axis a piece takes; 0 for all of it."""
+    size = leaves[0].size // max(len(leaves[0]), 1)
+    width = PIECE_SIZE // max(1, *map(len, leaves))
+    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return width if alone and 0 < 2 * width < size else 0
+
+
+def _whole_sum(f, small, rows):
+    terms = [f(small, *leaves) for leaves in _leaves(rows)]
+    return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), terms)
+
+
+def _whole_map(f, small, rows):
+    return jax.tree.map(lambda *leaves: f(small, *leaves), *rows)
+
+
+# Loops are for the values alone: derivatives are those of the whole.
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _blockwise_sum(f, small, rows):
+    def leaf_sum(_, *leaves):
+        width = _width(leaves)
+        if not width:
+            return f(small, *leaves)
+        leaves = [x.reshape(len(x), -1) for x in leaves]
+        count, rest = divmod(leaves[0].shape[1], width)
+
+        def add(i, sofar):
+            pieces = [lax.dynamic_slice_in_dim(x, rest + i * width, width, 1) for x in leaves]
+            return jax.tree.map(jnp.add, sofar, f(small, *pieces))
+
+        # Two at once: the threads share a product of small result badly.
+        return lax.fori_loop(0, count, add, f(small, *[x[:, :rest] for x in leaves]), unroll=2)
+
+    return _whole_sum(leaf_sum, small, rows)
+
+
+@_blockwise_sum.defjvp
+def _blockwise_sum_jvp(f, primals, tangents):
+    return jax.jvp(functools.partial(_whole_sum, f), primals, tangents)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _with_derivative_of(f, value, small, rows):
+    del small, rows
+    return value
+
+
+@_with_derivative_of.defjvp
+def _with_derivative_of_jvp(f, primals, tangents):
+    return jax.jvp(functools.partial(_whole_sum, f), primals[1:], tangents[1:])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _blockwise_map(f, small, rows):
+    def leaf_map(_, *leaves):
+        width = _width(leaves)
+        if not width:
+            return f(small, *leaves)
+        shape = leaves[0].shape[1:]
+        leaves = [x.reshape(len(x), -1) for x in leaves]
+        size = leaves[0].shape[1]
+        first = f(small, *[x[:, :width] for x in leaves])
+
+        def write(i, written):  # the last piece overlaps the one before
+            pieces = [lax.dynamic_slice_in_dim(x, i * width, width, 1) for x in leaves]
+            return lax.dynamic_update_slice_in_dim(written, f(small, *pieces), i * width, 1)
+
+        out = lax.empty((len(first), size), first.dtype)
+        return lax.fori_loop(0, -(-size // width), write, out).reshape(-1, *shape)
+
+    return _whole_map(leaf_map, small, rows)
+
+
+@_blockwise_map.defjvp
+def _blockwise_map_jvp(f, primals, tangents):
+    return jax.jvp(functools.partial(_whole_map, f), primals, tangents)
+
+
+def map_rows(f: Callable, rows: Rows, batch_size: int | None) -> Any:
+    """F of each row, stacked: that many rows at once, all of them for None."""
+    if batch_size is None:
+        return jax.vmap(f)(rows)
+    if batch_size == 1:  # no batch of one: that would turn matrix products into batched ones
+        return lax.map(f, rows)
+    return lax.map(f, rows, batch_size=batch_size)
+
+
+def depend_on(x: jax.Array, earlier: jax.Array) -> jax.Array:
+    """X itself, known only when `earlier` is; not finite if that is not.
+
+    Two batched factorizations that run at once can deadlock the CPU's thread pool (JAX 0.10:
+    each waits, in a thread of the pool, for work of its own that waits for a thread).
+    So one of two that are independent is made to wait.
+    """
+    return x + 0 * jnp.sum(earlier)
+
+
+def batched_cond(condition: jax.Array, f: Callable, g: Callable, *args: Any) -> Any:
+    """F of the arguments where the condition holds, else g; of a batch, g only if one needs it.
+
+    A batched `lax.cond` always computes both.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def choose(condition, args):
+        return lax.cond(condition, f, g, *args)
+
+    @choose.def_vmap
+    def _(axis_size, in_batched, condition, args):
+        axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
+
+        def all_f(condition, args):
+            return jax.vmap(lambda _, args: f(*args), axes, axis_size=axis_size)(condition, args)
+
+        def each(condition, args):
+            def choose_one(condition, args):
+                return jax.tree.map(functools.partial(jnp.where, condition), f(*args), g(*args))
+
+            return jax.vmap(choose_one, axes, axis_size=axis_size)(condition, args)
+
+        if jax.device_count() > 1:  # a batch over devices need not know of all its lanes
+            out = each(condition, args)
+        else:
+            out = batched_cond(jnp.all(condition), all_f, each, condition, args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return choose(condition, args)

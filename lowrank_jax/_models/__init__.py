@@ -1,0 +1,1 @@
+"""What is built of rows, columns and curvature: quadratic models, CUR and cross approximations."""

@@ -1,0 +1,1 @@
+"""Matrices of low rank that act on pytrees and are pytrees."""

@@ -1,0 +1,1 @@
+"""What training needs: directions from a trajectory's pairs, gradients over batches."""
