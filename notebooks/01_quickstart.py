@@ -21,6 +21,7 @@
 # %%
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
@@ -118,7 +119,7 @@ exact, *hessian_seconds = timed(twice_differentiated, images, labels, params)
 # ## Against the exact Hessian
 #
 # 16 steps measure 16 of 64 dimensions. How does `H_r` act on the others? The measured part
-# alone cannot tell, and the option `extrapolate` decides:
+# alone cannot tell, and the option `extrapolate` of `lrj.fit` decides:
 #
 # * `0` assumes nothing: among all symmetric matrices that fit, the one of least norm;
 # * `1` assumes that `H` has no more than rank 16, and takes the matrix of that rank that fits;
@@ -127,17 +128,19 @@ exact, *hessian_seconds = timed(twice_differentiated, images, labels, params)
 #
 # At 1, the rank of `H_r` is 16 as a rule; below 1 it is larger, at most 32.
 #
-# We try all three. The option may be traced, so one compilation serves them all. Beside them
-# stands the best matrix of rank 16 that there is (Eckart and Young: keep the 16 largest
-# eigenvalues of the exact `H`). It is a yardstick and no competitor: one has to know `H` to
-# find it. It is a `SymmetricLowRank` too, built by hand from its factors.
+# We try all three: `solver=` takes the function that makes an operator of the pairs, `lrj.fit`
+# unless told. `extrapolate` may be traced, so one compilation serves them all. Beside them stands
+# the best matrix of rank 16 that there is (Eckart and Young: keep the 16 largest eigenvalues of
+# the exact `H`). It is a yardstick and no competitor: one has to know `H` to find it. It is a
+# `SymmetricLowRank` too, built by hand from its factors.
 
 
 # %%
 @jax.jit
 def from_clouds_at(extrapolate, clouds, labels, params):
     """The same call, at any `extrapolate`."""
-    of_cloud = lrj.secant_hessian(image_loss, pairing=lrj.from_first, extrapolate=extrapolate)
+    solver = partial(lrj.fit, extrapolate=extrapolate)
+    of_cloud = lrj.secant_hessian(image_loss, pairing=lrj.from_first, solver=solver)
     return jax.vmap(of_cloud, in_axes=IN_AXES)(clouds, labels, params)
 
 

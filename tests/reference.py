@@ -60,22 +60,34 @@ def whitened(s, y, rank):
 
 
 def fit(s, y, extrapolate, *, rank=None, eps=2.0**-52):
-    """The dense H_r: [Q; P]^T [[M, I], [I, C]] [Q; P], C from the kept eigenvalues of M."""
+    """The dense H_r: [Q; P]^T [[M, I], [I, C]] [Q; P], C as in `outside`."""
     s, y = np.asarray(s, float), np.asarray(y, float)
     rank = np.linalg.matrix_rank(s) if rank is None else rank
     q, z = whitened(s, y, rank)
     a = z @ q.T
     m, p = (a + a.T) / 2, z - a @ q
-    w, v = np.linalg.eigh(m)
-    outside = np.linalg.norm(v.T @ p, axis=1)
-    most = int(np.floor(extrapolate * rank + 1e-4))
-    size = np.abs(w)
-    cut = np.append(np.sort(size)[::-1], 0)[most]
-    keep = size > cut * (1 + np.sqrt(eps))
-    keep &= size > np.sqrt(eps) * outside
-    keep &= size > 4 * len(s) * eps * np.max(np.hypot(w, outside), initial=0)
-    outward = v[:, keep].T @ p
-    return q.T @ m @ q + q.T @ p + p.T @ q + outward.T / w[keep] @ outward
+    c = outside(m, z, extrapolate, eps)
+    return q.T @ m @ q + q.T @ p + p.T @ q + p.T @ c @ p
+
+
+def outside(m, z, extrapolate, eps):
+    """C = e X for the solution of [[W, e M], [e M, -W]] [X; X'] = [0; I], a real twin.
+
+    W = d I + e f / (d + f) |Z| (eps^(1/2) K + eps^(3/2) K^-1) with K = Z Z^T / |Z|^2 and
+    f = e eps^(1/2) |Z|, d = 0.6 (1 - e) g, g^2 the harmonic mean of Z's squared singular values.
+    """
+    n, total = len(m), np.sum(z * z)
+    total = total if total > 0 else m.dtype.type(1)
+    eye = np.eye(n, dtype=m.dtype)
+    k = z @ z.T / total
+    inverse = np.linalg.inv(k + eps * eye)
+    g = np.sqrt(total / np.mean(np.diag(inverse))) if n else 1
+    floor = np.sqrt(total) * (eps**0.5 * k + eps**1.5 * inverse)
+    d, f = 0.6 * (1 - extrapolate) * g, extrapolate * np.sqrt(eps * total)
+    width = (d * eye + extrapolate * f / (d + f) * floor).astype(m.dtype)
+    block = np.block([[width, extrapolate * m], [extrapolate * m, -width]]).astype(m.dtype)
+    c = extrapolate * np.linalg.solve(block, np.concatenate([0 * eye, eye]))[:n]
+    return (c + c.T) / 2
 
 
 def low_rank(factors, core):
@@ -103,14 +115,7 @@ def numpy_fit(s, y, extrapolate):
     z = np.linalg.solve(r.T, y)
     a = z @ q.T
     m, p = (a + a.T) / 2, z - a @ q
-    if extrapolate == 0:
-        c = np.zeros_like(m)
-    else:
-        w, v = np.linalg.eigh(m)
-        size = np.abs(w)
-        cut = np.append(np.sort(size)[::-1], 0)[int(np.floor(extrapolate * len(s) + 1e-4))]
-        keep = size > cut
-        c = v[:, keep] / w[keep] @ v[:, keep].T
+    c = outside(m, z, extrapolate, np.finfo(s.dtype).eps)
     return q.T @ m @ q + q.T @ p + p.T @ q + p.T @ c @ p
 
 

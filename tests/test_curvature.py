@@ -1,6 +1,7 @@
 """Curvature at a point: from losses, gradients, host functions and products."""
 
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def test_all_sources_of_gradients_give_the_same_operator(rng):
     """A loss in its own argument order, its gradient, the gradient on the host, a product."""
     x, w = setting(rng)
     start = rng.normal(size=(3, 20))
-    options = {"passes": 3, "extrapolate": 0.5, "start": start}
+    options = {"passes": 3, "solver": partial(lrj.fit, extrapolate=0.5), "start": start}
     seen = []
 
     def host_gradient(x, w):
@@ -154,9 +155,10 @@ def test_the_step_can_be_given(rng):
 def test_derivatives_follow_the_probes(rng):
     """In x and in what the loss depends on, in both modes, through the choice of the steps."""
     x, w = rng.normal(size=6) / 2, rng.normal(size=(4, 6))
+    solver = partial(lrj.fit, extrapolate=0.5)
 
     def spectrum(x, w):
-        at = lrj.lowrank_from_product(lrj.hvp(trigonometric), 2, extrapolate=0.5)
+        at = lrj.lowrank_from_product(lrj.hvp(trigonometric), 2, solver=solver)
         h = at(x, w, key=KEY)
         return h.trace(), h.frobenius_norm()
 

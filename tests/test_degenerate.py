@@ -51,20 +51,25 @@ def test_ill_conditioned_dependent_pairs_are_least_squares(rng, kind):
         assert reference.relative_error(found, reference.fit(s, y, 0, rank=rank)) < 1e-9
 
 
-def test_rotated_rows_that_noise_left_parallel_are_one_direction():
-    """Else the Gram matrix of the unit rows has a negative eigenvalue, and Cholesky fails."""
-    rows = np.array([[1.0, 0, 0], [0, 3e-4, 1e-5], [0, 4e-4, 0], [0, 4e-4, 0], [0, 0, 2e-4]])
-    kept = np.array([True, True, True, True, False])
-    dropped = orthonormal._nearly_collinear(jnp.asarray(rows @ rows.T), jnp.asarray(kept))
-    np.testing.assert_array_equal(dropped, [False, True, False, True, False])
+@pytest.mark.usefixtures("fully_compiled")
+def test_many_steps_of_noise_alone_span_what_they_span(rng):
+    """Half of forty steps differ from the others by their rounding, and by ten times that."""
+    for times in (1, 10):
+        s = rng.normal(size=(20, 80))
+        s = np.concatenate([s, s * (1 + times * 2.0**-24 * rng.normal(size=s.shape))])
+        basis = orthonormal.orthonormal(s.astype(np.float32), eps=2.0**-23)
+        kept = np.sum(basis.kept)
+        assert kept == 20 if times == 1 else 20 <= kept <= 40
+        inner = np.asarray(basis.rows, float) @ np.asarray(basis.rows, float).T
+        np.testing.assert_allclose(inner, np.diag(basis.kept), atol=0.1)
 
 
 @pytest.mark.parametrize(
     ("eps", "apart", "rank"),
-    [(2**-23, 4 * 2**-23, 3), (2**-23, 40 * 2**-23, 4), (2**-7, 0.08, 3), (2**-7, 1, 4)],
+    [(2**-23, 2**-23, 3), (2**-23, 4 * 2**-23, 4), (2**-7, 2**-7, 3), (2**-7, 2**-5, 4)],
 )
 def test_steps_apart_by_less_than_their_rounding_are_one_direction(rng, eps, apart, rank):
-    """Of unit rows, 8 eps here; 0.08 is one that a Cholesky factor alone would keep."""
+    """In float64 `eps` is that of the data; its half is the error of a row, twice that is seen."""
     q = np.linalg.qr(rng.normal(size=(20, 20)))[0][:4]
     rows = np.stack([*q[:3], q[0] + apart * q[3]])
     assert np.sum(orthonormal.orthonormal(rows, eps=eps).kept) == rank

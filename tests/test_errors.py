@@ -139,9 +139,29 @@ CASES = {
         "batch_size must be a Python int, got 1.5",
     ),
     "pairs that are none": (
-        lambda: lrj.fit((ONES, ONES)),
+        lambda: lrj.fit([ONES, ONES]),
         TypeError,
-        "pairs must be SecantPairs, got tuple",
+        r"pairs must be SecantPairs or a tuple \(steps, grad_diffs\), got list",
+    ),
+    "three for a pair": (
+        lambda: lrj.diagnose(OPERATOR, (ONES, ONES, ROW)),
+        TypeError,
+        r"pairs must be SecantPairs or a tuple \(steps, grad_diffs\), got a tuple of 3",
+    ),
+    "a solver that is none": (
+        lambda: lrj.secant_hessian(square, solver=3),
+        TypeError,
+        "solver must be a function, got int",
+    ),
+    "a solver that returns no operator, for a model": (
+        lambda: lrj.quadratic_model(square, solver=lambda pairs: pairs)(ONES),
+        TypeError,
+        "what solver returned must be a SymmetricLowRank, got SecantPairs",
+    ),
+    "a solver that returns no operator, for a model at a point": (
+        lambda: lrj.quadratic_model_at(square, 1, solver=lambda pairs: ONES)(ROW, key=KEY),
+        TypeError,
+        "what solver returned must be a SymmetricLowRank, got ndarray",
     ),
     "pairs of different shape": (
         lambda: lrj.fit(lrj.SecantPairs(ONES, ONES[:2])),
@@ -585,6 +605,7 @@ ARGUMENTS = {
     "rtol": (0.5, -1.0),
     "shape": ((1,), 3),
     "size": (1, 0),
+    "solver": (lrj.fit, 3),
     "start": (ROW[None], ROW),
     "step": (None, 0.0),
     "u": (ROW, ROW[:2]),

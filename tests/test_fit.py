@@ -146,13 +146,6 @@ def test_traced_options_equal_static_ones(rng):
         )
 
 
-def test_rounding_of_extrapolate_does_not_cost_a_direction(rng):
-    s, y = rng.normal(size=(10, 20)), rng.normal(size=(10, 20))
-    assert (1 - 0.9) * 10 < 1
-    np.testing.assert_array_equal(fitted(s, y, 1 - 0.9), fitted(s, y, 0.1))
-    assert reference.relative_error(fitted(s, y, 0.1), fitted(s, y, 0)) > 1e-3
-
-
 def test_traced_options_out_of_range_give_no_plausible_operator(rng):
     pairs = lrj.SecantPairs(*rng.normal(size=(2, 4, 9)))
     traced = jax.jit(lambda e, r: lrj.fit(pairs, extrapolate=e, rtol=r).to_dense())

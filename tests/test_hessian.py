@@ -1,5 +1,7 @@
 """`secant_hessian` end to end: arguments, transformations, batches."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +19,37 @@ def test_a_cloud_gives_the_fit_of_its_gradients(rng):
     w, points = rng.normal(size=(3, 6)), rng.normal(size=(5, 6))
     grads = jax.vmap(jax.grad(loss, argnums=1), in_axes=(None, 0))(w, points)
     for extrapolate in (0, 0.5, 1.0):
+        solver = partial(lrj.fit, extrapolate=extrapolate)
         for pairing in (lrj.centered, lrj.successive):
-            expected = lrj.fit(pairing(points, grads), extrapolate=extrapolate).to_dense()
+            expected = solver(pairing(points, grads)).to_dense()
             for batch_size in (None, 2):
                 found = lrj.secant_hessian(
-                    loss, 1, pairing=pairing, extrapolate=extrapolate, batch_size=batch_size
+                    loss, 1, pairing=pairing, solver=solver, batch_size=batch_size
                 )(w, points)
                 assert reference.relative_error(found.to_dense(), expected) < 1e-10
+
+
+KEY = jax.random.key(0)
+PRODUCT = lrj.hvp(lambda x, w: loss(w, x))
+BY_PAIRS = {
+    "secant_hessian": (
+        lambda w, x, **options: lrj.secant_hessian(loss, 1, **options)(w, x),
+        lambda w, x: lrj.secant_pairs(loss, 1)(w, x),
+    ),
+    "lowrank_from_product": (
+        lambda w, x, **options: lrj.lowrank_from_product(PRODUCT, 2, **options)(x[0], w, key=KEY),
+        lambda w, x: lrj.probe_pairs(PRODUCT, 2)(x[0], w, key=KEY),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_PAIRS)
+def test_a_solver_is_given_the_pairs(rng, name):
+    operator, pairs = BY_PAIRS[name]
+    w, x = rng.normal(size=(3, 6)), rng.normal(size=(4, 6))
+    found = operator(w, x, solver=partial(lrj.fit, extrapolate=0))
+    expected = lrj.fit(pairs(w, x), extrapolate=0)
+    assert reference.relative_error(found.to_dense(), expected.to_dense()) < 1e-12
 
 
 def test_aux_is_stacked_and_argnums_may_be_a_tuple(rng):
@@ -75,7 +101,8 @@ def test_it_composes_with_scan_and_grad(rng):
     points, w = rng.normal(size=(5, 6)), rng.normal(size=(3, 6))
 
     def penalty(w):
-        return lrj.secant_hessian(loss, 1, extrapolate=0)(w, points).frobenius_norm() ** 2
+        solver = partial(lrj.fit, extrapolate=0)
+        return lrj.secant_hessian(loss, 1, solver=solver)(w, points).frobenius_norm() ** 2
 
     def step(w, _):
         value, slope = jax.value_and_grad(penalty)(w)
@@ -89,11 +116,11 @@ def test_it_composes_with_scan_and_grad(rng):
 def test_rotated_coordinates_rotate_the_hessian(rng, extrapolate):
     points = rng.normal(size=(5, 6))
     q = np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    a = draws.symmetric(rng, 6)
+    a, solver = draws.symmetric(rng, 6), partial(lrj.fit, extrapolate=extrapolate)
 
     def f(x):
         return jnp.sum(jnp.sin(a @ x))
 
-    h = lrj.secant_hessian(f, extrapolate=extrapolate)(points).to_dense()
-    rotated = lrj.secant_hessian(lambda x: f(q @ x), extrapolate=extrapolate)(points @ q)
+    h = lrj.secant_hessian(f, solver=solver)(points).to_dense()
+    rotated = lrj.secant_hessian(lambda x: f(q @ x), solver=solver)(points @ q)
     assert reference.relative_error(rotated.to_dense(), q.T @ h @ q) < 1e-8

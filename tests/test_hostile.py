@@ -16,6 +16,9 @@ V = np.linspace(-1, 1, DIM)
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
+least_norm = partial(lrj.fit, extrapolate=0)
+
+
 def eps(dtype):
     return float(jnp.finfo(dtype).eps)
 
@@ -62,7 +65,7 @@ def test_a_cloud_that_shows_no_curvature_has_exactly_the_zero_operator(rng, clou
     assert report.finite
     assert report.rank == (4 if linear else 0)
     assert report.secant_residual == report.asymmetry == 0
-    np.testing.assert_allclose(h.solve(V.astype(dtype), 2.0), V / 2, rtol=4 * eps(dtype))
+    np.testing.assert_allclose(h.solve(V.astype(dtype), 2.0), V / 2, atol=2 * eps(dtype))
     np.testing.assert_allclose(h.logdet(2.0), DIM * np.log(2), rtol=4 * eps(dtype))
 
 
@@ -78,7 +81,7 @@ def test_one_point_and_spaces_of_no_dimension_or_one(rng):
     tree = {"x": x, "none": np.zeros((2, 0, 2), dtype)}
     line = lrj.secant_hessian(lambda p: 1.5 * jnp.sum(p["x"] ** 2) + jnp.sum(p["none"]))(tree)
     np.testing.assert_allclose(line.eigenvalues()[:1], 3, rtol=20 * eps(dtype))
-    assert line.eigh()[1]["none"].shape == (4, 0, 2)
+    assert line.eigh()[1]["none"].shape == (1, 0, 2)
 
 
 @DTYPES
@@ -171,23 +174,25 @@ def test_a_step_without_curvature_is_satisfied_and_flagged(rng, dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize("cosine", [1e-2, 1e-4, 1e-6, 1e-10, 1e-20])
+@pytest.mark.parametrize("cosine", [1e-1, 1e-2, 1e-4, 1e-6, 1e-10, 1e-20])
 def test_what_has_nearly_no_curvature_extrapolates_to_a_bounded_operator(cosine, dtype):
+    """`1 / cosine` where that is seen; never above the greatest value of the damped inverse."""
     s, y = np.zeros((2, N, DIM))
     s[0, 0], y[0, :2] = 1, (cosine, 1)
     h, report = fitted(s, y, dtype, 1)
     np.testing.assert_allclose(
         h @ s[0].astype(dtype), y[0], rtol=4 * eps(dtype), atol=4 * eps(dtype)
     )
-    kept = cosine > eps(dtype) ** 0.5
-    norm = 1 / cosine if kept else 2**0.5
-    np.testing.assert_allclose(h.frobenius_norm(), norm, rtol=2 * cosine + 4 * eps(dtype))
-    np.testing.assert_allclose(report.least_curvature, cosine, rtol=1e-3)
+    c = cosine / (cosine**2 + eps(dtype))
+    expected = np.sqrt(cosine**2 + 2 + c**2)
+    np.testing.assert_allclose(h.frobenius_norm(), expected, rtol=4 * cosine**2 + 100 * eps(dtype))
+    assert expected < 1 / np.sqrt(eps(dtype))
+    np.testing.assert_allclose(report.least_curvature, cosine, rtol=1e-2)
 
 
 @DTYPES
 @pytest.mark.parametrize("extrapolate", [2 / 3, 1])
-def test_opposite_curvatures_tied_at_the_cut_give_one_operator(rng, extrapolate, dtype):
+def test_opposite_curvatures_of_one_size_give_one_operator(rng, extrapolate, dtype):
     across = rng.normal(size=(3, 3))
     a = np.block([[np.diag([4.0, 2, -2]), across], [across.T, np.eye(3)]])
     s = np.pad(np.eye(3, DIM), ((0, 2), (0, 0)))
@@ -486,7 +491,7 @@ def test_a_loop_that_donates_its_points_compiles_once(rng):
     def step(points):
         nonlocal traces
         traces += 1
-        h = lrj.secant_hessian(quadratic(np.diag(V)), extrapolate=0)(points)
+        h = lrj.secant_hessian(quadratic(np.diag(V)), solver=least_norm)(points)
         return points - 0.1 * jax.vmap(h.mv)(points)
 
     start = rng.normal(size=(N, DIM))

@@ -136,6 +136,19 @@ def test_concatenated_pairs_are_all_pairs(rng):
     np.testing.assert_array_equal(mixed[5:], np.finfo(float).eps)
 
 
+TAKING_PAIRS = {
+    "fit": lrj.fit,
+    "diagnose": lambda pairs: lrj.diagnose(lrj.fit(pairs), pairs),
+    "choose_extrapolation": lrj.choose_extrapolation,
+}
+
+
+@pytest.mark.parametrize("name", TAKING_PAIRS)
+def test_a_tuple_of_steps_and_differences_is_pairs(rng, name):
+    of, rows = TAKING_PAIRS[name], tuple(rng.normal(size=(2, 4, 9)))
+    jax.tree.map(np.testing.assert_array_equal, of(rows), of(lrj.SecantPairs(*rows)))
+
+
 def test_secant_pairs_of_a_loss_are_its_gradients_paired(rng):
     points, w = rng.normal(size=(5, 4)), rng.normal(size=(3, 4))
 

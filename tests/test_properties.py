@@ -3,6 +3,7 @@
 Powers of two change no bit. All else holds to within what rounding may do by theory (`Rounding`).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -397,7 +398,7 @@ def quartic(x, a, offset, size, factor):
 
 @jax.jit
 def of_cloud(points, extrapolate, a, offset, size, factor):
-    hessian = lrj.secant_hessian(quartic, extrapolate=extrapolate)
+    hessian = lrj.secant_hessian(quartic, solver=partial(lrj.fit, extrapolate=extrapolate))
     return hessian(points, a, offset, size, factor)
 
 

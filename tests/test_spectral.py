@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowrank_jax._core.spectral import eigh, masked_inverse, svd
-from lowrank_jax._core.xla import batched_cond
+from lowrank_jax._core import xla
+from lowrank_jax._core.spectral import eigh, inverse, inverse_root, masked_inverse, product, svd
 from tests import draws, reference
 from tests.derivatives import check_derivatives
 
@@ -84,14 +84,78 @@ def test_singular_vectors_of_nothing_have_no_columns():
     assert (u.shape, s.shape, v.shape) == ((0, 0), (0,), (3, 0))
 
 
-def test_batched_cond_of_a_batch_is_the_choice_of_each():
-    def choose(x):
-        return batched_cond(x > 0, lambda x: 10 * x, lambda x: 100 * x, x)
+def resolvent(m, width):
+    return jnp.real(inverse(jax.lax.complex((m + m.T) / 2, width @ width.T)))
 
-    x = np.array([[1.0, 2.0], [3.0, -4.0]])
-    expected = np.array([[10, 20], [30, -400]])
-    assert choose(x[0, 0]) == 10
-    for row, of_row in zip(x, expected, strict=True):
-        np.testing.assert_array_equal(jax.vmap(choose)(row), of_row)
-    np.testing.assert_array_equal(jax.jit(jax.vmap(jax.vmap(choose)))(x), expected)
-    assert "stablehlo.case" in jax.jit(jax.vmap(choose)).lower(x[0]).as_text()
+
+@pytest.mark.parametrize("values", [[3.0, -2.0, 0.5, 0.1], [2.0, 2.0, -2.0, 0.0]])
+def test_the_real_part_of_a_resolvent_is_the_damped_inverse(rng, values):
+    """M with a diagonal of zeros, too, and derivatives of two orders at repeated eigenvalues."""
+    turned, width = matrix(rng, values), 0.3 * rng.normal(size=(4, 4))
+    swap = np.kron(np.eye(2), [[0.0, 1], [1, 0]])
+    for m in (turned, swap):
+        w = width @ width.T
+        block = np.block([[w, m], [m, -w]])
+        truth = np.linalg.solve(block, np.concatenate([np.zeros((4, 4)), np.eye(4)]))[:4]
+        np.testing.assert_allclose(resolvent(m, width), truth, rtol=1e-11, atol=1e-11)
+    check_derivatives(resolvent, (turned, width), order=2, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gap", [1e-2, 1e-4])
+def test_a_resolvent_in_float32_has_the_digits_of_its_condition_not_of_its_square(rng, gap):
+    m = matrix(rng, [1.0, -1.0, 0.7, gap])
+    width = 1e-6 * np.eye(4)
+    found = jnp.real(inverse(jax.lax.complex(np.float32(m), np.float32(width))))
+    exact = np.linalg.inv(np.float32(m).astype(float) + 1j * width).real
+    assert reference.relative_error(found, exact) < 20 * 2.0**-23 / gap
+
+
+def gram(w, a):
+    """`A^T W^T W A` = `A^T M^-1 A`, whatever the choice of W."""
+    return a.T @ w.T @ w @ a
+
+
+def test_the_inverse_root_whitens_what_is_nearly_orthonormal(rng):
+    e = draws.symmetric(rng, 4)
+    eye = np.eye(4)
+    for size in (1e-2, 1e-4):
+        m = eye + size * e / np.linalg.norm(e)
+        w = inverse_root(m, eye)
+        assert np.linalg.norm(w @ m @ w.T - eye) < size**3
+    masked = np.pad(m, (0, 1)), np.pad(eye, (0, 1))
+    np.testing.assert_array_equal(inverse_root(*masked)[4], 0)
+
+    def whitened(e, a):
+        m = eye + 1e-6 * (e + e.T)
+        return 1e6 * gram(inverse_root(m, eye), a), product(inverse_root(m, eye), m)
+
+    def of_inverse(e, a):
+        return 1e6 * a.T @ jnp.linalg.inv(eye + 1e-6 * (e + e.T)) @ a
+
+    args = rng.normal(size=(2, 4, 4))
+    along = rng.normal(size=(2, 4, 4))
+    for f in (lambda e, a: whitened(e, a)[0], of_inverse):
+        second = jax.jvp(lambda e: jax.jvp(lambda e: f(e, args[1]), (e,), (along[0],))[1],
+                         (args[0],), (along[1],))[1]
+        if f is of_inverse:
+            np.testing.assert_allclose(seen, second, rtol=1e-5, atol=1e-9)
+        seen = second
+
+
+def doubled(x):
+    return jax.tree.map(lambda x: 2 * x, x)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_loop_ends_for_each_of_a_batch_where_it_should(monkeypatch, devices):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+
+    def run(x):
+        return xla.iterate(doubled, x, until=lambda x: x > 10, most=4)
+
+    x = np.array([20.0, 3.0, 1.0, 0.1])
+    np.testing.assert_array_equal(jax.vmap(run)(x), [20, 12, 16, 1.6])
+    np.testing.assert_array_equal([run(y) for y in x], [20, 12, 16, 1.6])
+    text = jax.jit(jax.vmap(run)).lower(x).as_text()
+    # On several devices no member of a batch is asked whether it is done.
+    assert ("stablehlo.reduce" in text) == (devices == 1)

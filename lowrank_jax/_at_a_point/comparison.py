@@ -55,10 +55,11 @@ def compare_hvp(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from lowrank_jax import secant_hessian
+      >>> from functools import partial
+      >>> from lowrank_jax import fit, secant_hessian
       >>> loss = lambda x: jnp.sum(x**4)
       >>> points = 1 + 1e-2 * jnp.eye(3)
-      >>> h = secant_hessian(loss, extrapolate=1)(points)
+      >>> h = secant_hessian(loss, solver=partial(fit, extrapolate=1))(points)
       >>> comparison = compare_hvp(loss, h, jnp.ones(3), points - points[0])
       >>> bool(comparison.relative_error.max() < 0.05)
       True

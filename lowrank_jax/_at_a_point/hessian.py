@@ -7,7 +7,7 @@ from lowrank_jax._at_a_point.expansion import expansion_at
 from lowrank_jax._at_a_point.probes import probe_pairs
 from lowrank_jax._clouds.fit import fit
 from lowrank_jax._core import checks
-from lowrank_jax._core.types import Argnums, Gradient, Loss, Product, Rows, Scalar
+from lowrank_jax._core.types import Argnums, Gradient, Loss, Product, Rows, Scalar, Solver
 from lowrank_jax._operators.symmetric import SymmetricLowRank
 
 
@@ -18,7 +18,7 @@ def lowrank_hessian(
     *,
     has_aux: bool = False,
     passes: int = 2,
-    extrapolate: Scalar = 2 / 3,
+    solver: Solver = fit,
     batch_size: int | None = None,
     start: Rows | None = None,
     step: Scalar | None = None,
@@ -40,7 +40,7 @@ def lowrank_hessian(
       argnums: the argument that is the point, or a tuple of such arguments.
       has_aux: the loss returns `(value, aux)`.
       passes: how many passes; see `probe_pairs`.
-      extrapolate: in [0, 1], how H_r continues outside the span of the steps; see `fit`.
+      solver: a function of pairs to the operator, such as `partial(fit, extrapolate=1)`; see `fit`.
       batch_size: how many gradients are computed at once, as in `jax.lax.map`; None
         computes all of a pass by `jax.vmap`. For a network's parameters on a CPU, 1 is
         often faster.
@@ -56,7 +56,7 @@ def lowrank_hessian(
     Raises:
       TypeError: for points that are not real floating-point arrays, or such a value of the loss.
       ValueError: for probes or passes below 1, a start that does not fit x, a loss that is not
-        scalar, `extrapolate` outside [0, 1], or a step that is not positive.
+        scalar, or a step that is not positive.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -65,7 +65,7 @@ def lowrank_hessian(
       >>> [round(float(s)) for s in h.truncate(2).eigenvalues()]
       [99, -41]
     """
-    curvature = from_differences(probes, passes, extrapolate, batch_size, start, step)
+    curvature = from_differences(probes, passes, solver, batch_size, start, step)
     expansion = expansion_at(loss, argnums, has_aux, curvature)
 
     def hessian_at(*args, key):
@@ -80,7 +80,7 @@ def lowrank_hessian_from_gradient(
     probes: int,
     *,
     passes: int = 2,
-    extrapolate: Scalar = 2 / 3,
+    solver: Solver = fit,
     batch_size: int | None = 1,
     start: Rows | None = None,
     step: Scalar | None = None,
@@ -95,7 +95,7 @@ def lowrank_hessian_from_gradient(
       grad_fn: `grad_fn(x, *args)`, of the structure and shapes of x; never differentiated.
       probes: how many gradients a pass takes.
       passes: how many passes; see `probe_pairs`.
-      extrapolate: in [0, 1], how H_r continues outside the span of the steps; see `fit`.
+      solver: a function of pairs to the operator, such as `partial(fit, extrapolate=1)`; see `fit`.
       batch_size: how many gradients are computed at once; one at a time unless told, as not
         every callback or kernel can be batched. None computes all of a pass by `jax.vmap`.
       start: directions of the first pass instead of random ones; see `probe_pairs`.
@@ -119,7 +119,7 @@ def lowrank_hessian_from_gradient(
       True
     """
     checks.function(grad_fn, "grad_fn")
-    curvature = from_differences(probes, passes, extrapolate, batch_size, start, step)
+    curvature = from_differences(probes, passes, solver, batch_size, start, step)
 
     def hessian_at(x, *args, key):
         x = checks.point(x, "x")
@@ -134,7 +134,7 @@ def lowrank_from_product(
     probes: int,
     *,
     passes: int = 2,
-    extrapolate: Scalar = 2 / 3,
+    solver: Solver = fit,
     batch_size: int | None = None,
     start: Rows | None = None,
 ) -> Callable[..., SymmetricLowRank]:
@@ -148,7 +148,7 @@ def lowrank_from_product(
       product: `product(x, v, *args)`, symmetric and linear in v, of the structure of x.
       probes: how many products a pass takes.
       passes: how many passes; see `probe_pairs`.
-      extrapolate: in [0, 1], how H_r continues outside the span of the steps; see `fit`.
+      solver: a function of pairs to the operator, such as `partial(fit, extrapolate=1)`; see `fit`.
       batch_size: how many products are computed at once, as in `jax.lax.map`; None computes
         all of a pass by `jax.vmap`.
       start: directions of the first pass instead of random ones; see `probe_pairs`.
@@ -167,11 +167,11 @@ def lowrank_from_product(
       >>> [round(float(s), 3) for s in h.truncate(2).eigenvalues()]
       [7.0, -3.0]
     """
-    checks.between(extrapolate, "extrapolate", 0, 1)
+    checks.function(solver, "solver")
     pairs_at = probe_pairs(product, probes, passes=passes, batch_size=batch_size, start=start)
 
     def hessian_at(x, *args, key):
-        return fit(pairs_at(x, *args, key=key), extrapolate=extrapolate)
+        return solver(pairs_at(x, *args, key=key))
 
     return hessian_at
 
@@ -179,7 +179,7 @@ def lowrank_from_product(
 def from_differences(
     probes: int,
     passes: int,
-    extrapolate: Scalar,
+    solver: Solver,
     batch_size: int | None,
     start: Rows | None,
     step: Scalar | None,
@@ -199,7 +199,7 @@ def from_differences(
         product,
         probes,
         passes=passes,
-        extrapolate=extrapolate,
+        solver=solver,
         batch_size=batch_size,
         start=start,
     )

@@ -11,7 +11,7 @@ from lowrank_jax._at_a_point.differences import checked_gradient, difference, st
 from lowrank_jax._at_a_point.probes import pairs_on_host
 from lowrank_jax._clouds.fit import fit
 from lowrank_jax._core import checks
-from lowrank_jax._core.types import Gradient, Rows, Scalar
+from lowrank_jax._core.types import Gradient, Rows, Scalar, Solver
 from lowrank_jax._operators.symmetric import SymmetricLowRank
 
 
@@ -20,7 +20,7 @@ def lowrank_hessian_on_host(
     probes: int,
     *,
     passes: int = 2,
-    extrapolate: Scalar = 2 / 3,
+    solver: Solver = fit,
     start: Rows | None = None,
     step: Scalar | None = None,
     progress: bool = False,
@@ -35,7 +35,7 @@ def lowrank_hessian_on_host(
       grad_fn: `grad_fn(x, *args)` of NumPy arrays, of the structure and shapes of x.
       probes: how many gradients a pass takes.
       passes: how many passes; see `probe_pairs`.
-      extrapolate: in [0, 1], how H_r continues outside the span of the steps; see `fit`.
+      solver: a function of pairs to the operator, such as `partial(fit, extrapolate=1)`; see `fit`.
       start: directions of the first pass instead of random ones; see `probe_pairs`.
       step: the length of the steps instead of the default, sqrt(eps) |x|.
       progress: shows a progress bar over the gradients (needs tqdm).
@@ -61,7 +61,7 @@ def lowrank_hessian_on_host(
     checks.flag(progress, "progress")
     checks.count(probes, "probes", 1)
     checks.count(passes, "passes", 1)
-    checks.between(extrapolate, "extrapolate", 0, 1)
+    checks.function(solver, "solver")
     if step is not None:
         checks.positive(step, "step")
 
@@ -89,7 +89,7 @@ def lowrank_hessian_on_host(
                 return jax.tree.map(lambda *y: jnp.stack(y), *measured)
 
             pairs = pairs_on_host(measure, x, probes, passes, start, key)
-        return fit(pairs, extrapolate=extrapolate)
+        return solver(pairs)
 
     return hessian_at
 

@@ -170,7 +170,7 @@ def _new_directions(rows: Rows, steps: Rows, key: jax.Array) -> Rows:
         outside = jax.tree.map(jnp.subtract, rows, inside)
         rounding = scaling.norms(outside) <= nothing * scaling.norms(rows)
         outside = tall.scale(1 - rounding.astype(dtype), outside)
-        return orthonormal(outside, eps=eps, rtol=eps**0.5).rows, None
+        return orthonormal(outside, eps=eps**0.5).rows, None  # no direction shorter than that
 
     limits = jnp.array([32 * eps, no_room], dtype)
     rows, _ = lax.scan(once, rows, (jax.random.split(key), limits))

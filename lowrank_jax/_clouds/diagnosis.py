@@ -11,7 +11,7 @@ from lowrank_jax._clouds.selection import compressed_pairs, left_out_errors
 from lowrank_jax._core import checks, scaling, structure, tall, xla
 from lowrank_jax._core.orthonormal import orthonormal
 from lowrank_jax._core.spectral import eigh, product, symmetrize
-from lowrank_jax._core.types import Scalar
+from lowrank_jax._core.types import Rows, Scalar
 from lowrank_jax._operators.symmetric import SymmetricLowRank
 
 
@@ -43,7 +43,10 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(
-    hessian: SymmetricLowRank, pairs: SecantPairs, *, extrapolate: Scalar = 2 / 3
+    hessian: SymmetricLowRank,
+    pairs: SecantPairs | tuple[Rows, Rows],
+    *,
+    extrapolate: Scalar = 2 / 3,
 ) -> Diagnosis:
     """Tells how far an operator can be trusted, from the pairs that it was fitted to.
 
@@ -61,7 +64,8 @@ def diagnose(
 
     Args:
       hessian: the operator.
-      pairs: secant pairs, of the operator's structure. Pairs without a step count for nothing.
+      pairs: secant pairs, or a tuple (steps, grad_diffs), of the operator's structure. Pairs
+        without a step count for nothing.
       extrapolate: of the fits that leave a pair out; that of the fit itself, as a rule.
 
     Returns:

@@ -11,25 +11,33 @@ For every symmetric C the operator
 minimises `|Q H - Z|_F` over the symmetric H: the least squares of the secant equations
 `S H = Y` in whitened steps. Where the data are consistent, all of them satisfy
 `S H_r = Y`. C says how H_r acts outside the span of the steps, where nothing was measured:
-C = 0 is the H of least Frobenius norm, C = M^+ the one of least rank.
+C = 0 is the H of least Frobenius norm, C = M^+ the one of least rank. Between them, for e
+in [0, 1], C is an inverse of M that is damped where curvature is small,
+
+    C = e Re (e M + i W)^-1,    W = d I + e f / (d + f) F,    d = 0.6 (1 - e) g,
+
+which is `e^2 M (e^2 M^2 + W^2)^-1` where W commutes with M, as it does but for F. The scale g is
+the harmonic mean of the singular values of Z, `g^2 = r / tr K^-1` for `K = Z Z^T` and rank r.
+It vanishes with any of them: if H has a lower rank than the steps, C = M^+ at every e > 0.
+F, of the size of rounding, keeps noise from being inverted where d does not; in units of |Z|,
+
+    F = eps^(1/2) K + eps^(3/2) K^-1,    f = e eps^(1/2).
+
+The first term bounds a direction that H turns without curving it, as SR1's skip rule does; the
+second is for one of which H makes nothing but rounding. 0.6 is a heuristic, chosen by
+measurement. For a positive semidefinite H and consistent pairs `0 <= C <= M^+`, so `H_r <= H`.
 """
 
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax._clouds.pairs import SecantPairs, check
-from lowrank_jax._core import checks, scaling, structure, tall, xla
-from lowrank_jax._core.orthonormal import apply_transforms, cholesky_qr, svqb_rotations
-from lowrank_jax._core.spectral import (
-    eigh,
-    eigh_with_derivative,
-    product,
-    symmetrize,
-    truncated_inverse,
-)
+from lowrank_jax._clouds.whitened import no_more_than_dimensions, whiten
+from lowrank_jax._core import checks, scaling, structure, tall
+from lowrank_jax._core.spectral import inverse, mirror, product, symmetrize
 from lowrank_jax._core.types import Rows, Scalar
 from lowrank_jax._operators.symmetric import SymmetricLowRank
 
@@ -55,15 +63,14 @@ def fit(
     * 0 assumes nothing: the H of least Frobenius norm (the multisecant Powell-symmetric-Broyden
       update of zero). It differentiates wherever the rank of the steps is constant.
     * 1 assumes rank n: `Y^T (S Y^T)^+ Y` (block SR1 from zero, Nystrom), exact if
-      rank H <= n. For an indefinite H it is large now and then, and it is
-      discontinuous where `S Y^T` loses rank.
-    * Between, the directions of largest curvature among the steps extrapolate, the fraction
-      `extrapolate` of them, rounded down; a tie across the cut is left out. The
+      rank H <= n. For an indefinite H it is large now and then, and it changes fast where
+      `S Y^T` is about to lose rank: by 1 / sqrt(eps) at most.
+    * Between, a direction extrapolates the more, the larger its curvature is beside the
+      others'. An H of lower rank than the steps is exact at any value above 0. The
       default, 2/3, is a heuristic: near the best of all fixed values over many spectra.
 
-    Below 1 the H_r of a positive semidefinite Hessian is indefinite. On decaying
-    spectra and random steps the smallest over the largest eigenvalue is -0.4 to -0.9 at 0;
-    at 2/3 it is 0 to -0.05 for 16 pairs and to -0.4 for 2 (a single pair is least norm).
+    Below 1 the H_r of a positive semidefinite Hessian is below it, `H_r <= H`, and indefinite. On
+    decaying spectra and random steps the smallest over the largest eigenvalue is -0.4 to -0.9 at 0.
     At any value a direction extrapolates only if its curvature rises above rounding and
     above sqrt(eps) times what it would extrapolate (the skip rule of SR1).
 
@@ -75,7 +82,8 @@ def fit(
         are dropped, as in `jnp.linalg.pinv`; None drops what is rounding noise.
 
     Returns:
-      `SymmetricLowRank` with 2n factors, leaves in the dtypes of the steps.
+      `SymmetricLowRank` with 2n factors, leaves in the dtypes of the steps; where 2n is D or more,
+      with the D unit vectors.
 
     Raises:
       TypeError: for leaves that are not real floating-point arrays.
@@ -95,101 +103,57 @@ def fit(
     """
     pairs, n = check(pairs)
     checks.between(extrapolate, "extrapolate", 0, 1)
-    rtol = 0.0 if rtol is None else rtol
-    checks.between(rtol, "rtol", 0, 1)
+    if rtol is not None:
+        checks.between(rtol, "rtol", 0, 1)
     dtype = structure.compute_dtype((pairs.steps, pairs.grad_diffs))
-    if n == 0:
-        return SymmetricLowRank(pairs.steps, jnp.zeros((0, 0), dtype))
-    least_norm = not isinstance(extrapolate, jax.Array) and float(extrapolate) == 0
-    extrapolate, rtol = jnp.asarray(extrapolate, dtype), jnp.asarray(rtol, dtype)
-    return _fit(pairs.steps, pairs.grad_diffs, extrapolate, rtol, least_norm=least_norm)
+    if min(n, structure.size(structure.row(pairs.steps))) == 0:
+        nothing = jax.tree.map(lambda leaf: leaf[:0], pairs.steps)
+        return SymmetricLowRank(nothing, jnp.zeros((0, 0), dtype))
+    extrapolate = jnp.asarray(extrapolate, dtype)
+    rtol = None if rtol is None else jnp.asarray(rtol, dtype)
+    return _fit(pairs.steps, pairs.grad_diffs, extrapolate, rtol)
 
 
-@partial(jax.jit, static_argnames="least_norm")
-def _fit(
-    steps: Rows, grad_diffs: Rows, extrapolate: jax.Array, rtol: jax.Array, *, least_norm: bool
-) -> SymmetricLowRank:
+@jax.jit
+def _fit(steps: Rows, grad_diffs: Rows, extrapolate: Any, rtol: Any) -> SymmetricLowRank:
+    n, eps = structure.length(steps), structure.resolution(steps)
     wide = structure.widen((steps, grad_diffs))
-    s, y = map(structure.pack, wide)
-    eps = structure.resolution(steps)
-    turn = svqb_rotations(s, eps=eps, rtol=rtol)
-    unit, valid = unit_and_validity(turn.scale, s, y)
-    per_unit = jnp.where(turn.unit > 0, 1 / unit, 0)  # nothing of what no step goes with
-    rotated = (turn.scale, turn.rotation), (turn.scale, per_unit, turn.rotation)
-    inner, a, zz = xla.blockwise_sum(_rotated_products, rotated, s, y)
-    basis = cholesky_qr(turn, inner, s)
-    solve = turn.scale, per_unit, basis.transform
-    a = product(basis.turn, a, basis.transforms[-1].T), product(basis.turn, zz, basis.turn.T)
-    a, zz = xla.with_derivative_of(a, _inner_products, (basis.transforms, solve), s, y)
-    m = symmetrize(a)
-    # A kept w may be mere noise where H has low rank, and then P is noise along its
-    # eigenvector: rotated into eigenvectors first, 1 / w meets that and nothing larger.
-    eye = jnp.eye(len(m), dtype=m.dtype)
-    w, v = (m[0], eye) if least_norm else lax.stop_gradient(eigh(m))
-    factors = xla.blockwise_map(_factors, (basis.transforms, solve, a, v), s, y)
+    vector = structure.row(wide[0])
+    if n > structure.size(vector):
+        wide = no_more_than_dimensions(*wide, eps=eps)
+    pairs = whiten(*map(structure.pack, wide), eps=eps, rtol=rtol)
+    a, k = pairs.products()
+    m, eye = symmetrize(a), jnp.eye(len(a), dtype=a.dtype)
+    core = jnp.block([[m, eye], [eye, _outside(m, k, pairs.kept, extrapolate)]])
+    factors = pairs.rows(_factors, a)  # the rows of Q and P
 
-    c = jnp.zeros_like(m)
-    if not least_norm:
-        # What cancels in P P^T here is below the thresholds that it is compared with.
-        pp = product(v.T, zz - product(a, a.T), v)
-        keep = _extrapolated(w, pp, jnp.sum(basis.kept), extrapolate, eps)
-        m_v = symmetrize(product(v.T, m, v))
-        c = truncated_inverse(m_v, *eigh_with_derivative(m_v, w, xla.depend_on(eye, w)), keep)
-    core = unit * jnp.block([[m, v], [v.T, c]])
-    valid &= (extrapolate >= 0) & (extrapolate <= 1) & (rtol >= 0) & (rtol <= 1)
-    core = core * jnp.where(valid, 1, jnp.nan).astype(core.dtype)
-    factors = structure.cast_like(structure.unpack(factors, structure.row(wide[0])), steps)
-    return SymmetricLowRank(factors, core)
+    valid = pairs.finite & (extrapolate >= 0) & (extrapolate <= 1)
+    valid &= True if rtol is None else (rtol >= 0) & (rtol <= 1)
+    scale = pairs.unit * scaling.nan_unless(valid, core.dtype)
+    if 2 * n >= structure.size(vector):  # then the matrix itself is no larger
+        dense = structure.matrix(factors)
+        core, factors = mirror(product(dense.T, core, dense)), structure.identity(vector)
+    else:
+        factors = structure.unpack(factors, vector)
+    return SymmetricLowRank(structure.cast_like(factors, steps), scale * core)
 
 
-def unit_and_validity(scale: jax.Array, steps: Rows, grad_diffs: Rows) -> tuple:
-    """A power of two near |H|, so that Z Z^T keeps its digits, and whether all pairs are finite."""
-    s_peaks, y_peaks = scaling.max_abs(steps), scaling.max_abs(grad_diffs)
-    unit = scaling.power_of_two(jnp.max(jnp.where(s_peaks > 0, y_peaks * scale, 0)))
-    valid = jnp.all(jnp.isfinite(s_peaks) & jnp.isfinite(y_peaks) & (scale / unit > 0))
-    return unit, valid
+def _factors(a, q, z):
+    return jax.tree.map(lambda q, z: jnp.concatenate([q, z - tall.combine(a, q)]), q, z)
 
 
-def _rotated_products(small, s, y):
-    """Of rotated steps and rotated gradient differences: `R R^T`, `Z R^T`, `Z Z^T`."""
-    rows = apply_transforms(small[0], s)
-    z = _solution(small[1], y)
-    return tall.gram(rows, rows), tall.gram(z, rows), tall.gram(z, z)
-
-
-def _inner_products(small, s, y):
-    """`A = Z Q^T` and `Z Z^T`."""
-    transforms, solve = small
-    z = _solution(solve, y)
-    return tall.gram(z, apply_transforms(transforms, s)), tall.gram(z, z)
-
-
-def _factors(small, s, y):
-    """The rows of Q and of `V^T P`."""
-    transforms, solve, a, v = small
-    q = apply_transforms(transforms, s)
-    p = _solution(solve, y) - tall.combine(a, q)
-    return jnp.concatenate([q, tall.combine(v.T, p)])
-
-
-def _solution(solve, y):
-    """Z; scaled before it is combined, as T times the scale of tiny steps would overflow."""
-    scale, per_unit, transform = solve
-    y = tall.scale(per_unit, tall.scale(scale, y))
-    return tall.combine(transform, y, pairwise=True)
-
-
-def _extrapolated(w, pp, rank, extrapolate, eps):
-    """Which eigenvectors of M extrapolate; `pp` is P P^T in their basis.
-
-    The `floor(extrapolate * rank)` largest |w| (a tie across the cut is
-    dropped whole, or permuted points would give another H), if they rise above
-    sqrt(eps) |P_i|, and above the rounding of the largest row.
-    """
-    size, outside = jnp.abs(w), jnp.sqrt(jnp.maximum(jnp.diagonal(pp), 0))
-    most = jnp.floor(extrapolate * rank.astype(w.dtype) + 1e-4).astype(rank.dtype)
-    descending = jnp.concatenate([-jnp.sort(-size), jnp.zeros_like(size, shape=1)])
-    cut = jnp.where(most >= rank, 0, descending[most])
-    ranked = size > cut * (1 + jnp.sqrt(eps))
-    noise = 4 * len(w) * eps * jnp.max(jnp.hypot(size, outside))
-    return ranked & (size > jnp.sqrt(eps) * outside) & (size > noise)
+def _outside(m, k, kept, e):
+    """The C of this module's text, zero where not kept."""
+    eps = float(jnp.finfo(m.dtype).eps)
+    eye, dropped = jnp.eye(len(m), dtype=m.dtype), jnp.diag(1 - kept.astype(m.dtype))
+    square = jnp.trace(k)  # |Z|^2
+    square = jnp.where(square > 0, square, 1)
+    size = jnp.sqrt(square)
+    inverse_k = inverse(k + square * (eps * eye + dropped))
+    trace = jnp.sum(jnp.where(kept, jnp.diagonal(inverse_k), 0))
+    rank = jnp.maximum(jnp.sum(kept), 1).astype(m.dtype)
+    g = jnp.sqrt(rank / jnp.where(trace > 0, trace, 1))
+    d, f = 0.6 * (1 - e) * g, e * eps**0.5 * size
+    floor = eps**0.5 / size * k + (eps**0.5 * size) ** 3 * inverse_k
+    width = d * eye + e * f / (d + f) * floor + size * dropped
+    return e * symmetrize(jnp.real(inverse(lax.complex(e * m, width))))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from lowrank_jax._clouds.fit import fit
 from lowrank_jax._clouds.pairs import SecantPairs, centered, secant_pairs
 from lowrank_jax._core import checks
-from lowrank_jax._core.types import Argnums, Loss, Rows, Scalar
+from lowrank_jax._core.types import Argnums, Loss, Rows, Solver
 
 
 def secant_hessian(
@@ -14,7 +14,7 @@ def secant_hessian(
     *,
     has_aux: bool = False,
     pairing: Callable[[Rows, Rows], SecantPairs] = centered,
-    extrapolate: Scalar = 2 / 3,
+    solver: Solver = fit,
     batch_size: int | None = None,
 ) -> Callable:
     """Fits the low-rank Hessian of a loss on a cloud of points, from its gradients alone.
@@ -31,7 +31,7 @@ def secant_hessian(
         arguments; the others are shared by all points.
       has_aux: the loss returns `(value, aux)`.
       pairing: a function of `(points, grads)` to `SecantPairs`, such as `from_first`.
-      extrapolate: in [0, 1], how H_r continues outside the span of the steps; see `fit`.
+      solver: a function of pairs to the operator, such as `partial(fit, extrapolate=1)`; see `fit`.
       batch_size: how many gradients are computed at once, as in `jax.lax.map`; None
         computes all at once by `jax.vmap`. For a network's parameters on a CPU, 1 is
         often faster.
@@ -43,8 +43,7 @@ def secant_hessian(
 
     Raises:
       TypeError: for points that are not real floating-point arrays, or such a value of the loss.
-      ValueError: for no points, leading axes that differ, a loss that is not scalar, or
-        `extrapolate` outside [0, 1].
+      ValueError: for no points, leading axes that differ, or a loss that is not scalar.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -57,7 +56,7 @@ def secant_hessian(
       >>> bool(jnp.allclose(h @ step, -step, rtol=1e-2, atol=1e-5))
       True
     """
-    checks.between(extrapolate, "extrapolate", 0, 1)
+    checks.function(solver, "solver")
     pairs_of_points = secant_pairs(
         loss, argnums, has_aux=has_aux, pairing=pairing, batch_size=batch_size
     )
@@ -65,7 +64,7 @@ def secant_hessian(
     def hessian_of_points(*args):
         out = pairs_of_points(*args)
         pairs, aux = out if has_aux else (out, None)
-        h = fit(pairs, extrapolate=extrapolate)
+        h = solver(pairs)
         return (h, aux) if has_aux else h
 
     return hessian_of_points

@@ -149,7 +149,7 @@ def successive(points: Rows, grads: Rows) -> SecantPairs:
     return _successive(*_cloud(points, grads))
 
 
-def concatenate(*pairs: SecantPairs) -> SecantPairs:
+def concatenate(*pairs: SecantPairs | tuple[Rows, Rows]) -> SecantPairs:
     """Joins all pairs of several sets to one set, in their order.
 
     Where only some of them know their rounding, the others count as rounded to their dtype.
@@ -236,15 +236,18 @@ def evaluate(
     return points, values, grads, aux
 
 
-def check(pairs: SecantPairs) -> tuple[SecantPairs, int]:
-    """The pairs as arrays, and their number.
+def check(pairs: SecantPairs | tuple[Rows, Rows]) -> tuple[SecantPairs, int]:
+    """The pairs as arrays, a plain tuple (steps, grad_diffs) made `SecantPairs`; their number.
 
     Raises:
-      TypeError: for leaves that are not real floating-point arrays.
+      TypeError: for anything else, or leaves that are not real floating-point arrays.
       ValueError: for no leaves, or steps and gradient differences of different structure.
     """
+    if type(pairs) is tuple and len(pairs) == 2:
+        pairs = SecantPairs(*pairs)
     if not isinstance(pairs, SecantPairs):
-        raise TypeError(f"pairs must be SecantPairs, got {type(pairs).__name__}")
+        found = f"a tuple of {len(pairs)}" if type(pairs) is tuple else type(pairs).__name__
+        raise TypeError(f"pairs must be SecantPairs or a tuple (steps, grad_diffs), got {found}")
     steps, n = checks.rows(pairs.steps, "pairs.steps")
     grad_diffs, _ = checks.rows(pairs.grad_diffs, "pairs.grad_diffs")
     checks.like(grad_diffs, "pairs.grad_diffs", steps, "pairs.steps")

@@ -8,13 +8,13 @@ from lowrank_jax._clouds.fit import fit
 from lowrank_jax._clouds.pairs import SecantPairs, check
 from lowrank_jax._core import checks, scaling, structure, tall, xla
 from lowrank_jax._core.orthonormal import orthonormal, thin_lq
-from lowrank_jax._core.types import Scalar
+from lowrank_jax._core.types import Rows, Scalar
 
 EXTRAPOLATIONS = (0, 1 / 2, 2 / 3, 4 / 5)
 RTOLS = (0, 1e-3, 1e-2, 1e-1, 0.3)
 
 
-def choose_extrapolation(pairs: SecantPairs) -> jax.Array:
+def choose_extrapolation(pairs: SecantPairs | tuple[Rows, Rows]) -> jax.Array:
     """Chooses the `extrapolate` in {0, 1/2, 2/3, 4/5} that predicts each pair best from the others.
 
     A scalar for `fit(pairs, extrapolate=choose_extrapolation(pairs))`. It has the least
@@ -24,8 +24,8 @@ def choose_extrapolation(pairs: SecantPairs) -> jax.Array:
     out one at a time do not always show. The choice is a constant to differentiation.
 
     Args:
-      pairs: secant pairs whose steps are alike, as random ones are: the error speaks of
-        more such steps.
+      pairs: secant pairs, or a tuple (steps, grad_diffs), whose steps are alike, as random ones
+        are: the error speaks of more such steps.
 
     Returns:
       A scalar of the pairs' dtype, float32 at least; NaN where the pairs are not finite or
@@ -53,7 +53,9 @@ def _choose_extrapolation(pairs):
     return _choose(pairs, EXTRAPOLATIONS, left_out)
 
 
-def choose_rtol(pairs: SecantPairs, *, extrapolate: Scalar = 2 / 3) -> jax.Array:
+def choose_rtol(
+    pairs: SecantPairs | tuple[Rows, Rows], *, extrapolate: Scalar = 2 / 3
+) -> jax.Array:
     """Chooses the `rtol` in {0, 1e-3, 1e-2, 0.1, 0.3} that predicts each pair best from the others.
 
     For noisy gradients, as those of mini-batches are: a direction in which the steps hardly
@@ -61,7 +63,7 @@ def choose_rtol(pairs: SecantPairs, *, extrapolate: Scalar = 2 / 3) -> jax.Array
     `fit(pairs, rtol=choose_rtol(pairs))`, chosen as `choose_extrapolation` does.
 
     Args:
-      pairs: secant pairs whose steps are alike.
+      pairs: secant pairs, or a tuple (steps, grad_diffs), whose steps are alike.
       extrapolate: of the fits that leave a pair out.
 
     Returns:

@@ -12,8 +12,34 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax._core import scaling, structure, tall, xla
-from lowrank_jax._core.spectral import eigh, product
+from lowrank_jax._core.spectral import inverse_root, product, svd
 from lowrank_jax._core.types import Rows, Scalar
+
+ROUNDS = 4  # of pivoted Cholesky, at most
+
+
+class Transform(NamedTuple):
+    """Combinations of n rows `S` that are orthonormal, `Q = W T U` for the unit rows U.
+
+    Attributes:
+      scale: (n,), powers of two near one over the largest entry of each row, constants.
+      unit: (n,), one over the norms of the scaled rows, 0 for zero rows: `U = unit scale S`.
+      combine: (n, n), T: the rows of `R = T U` are orthonormal but for the rounding of U times
+        its condition. A constant, as any combinations of the rows span the same space.
+      whiten: (n, n), W: those of `Q = W R` are orthonormal, and their derivatives too.
+      kept: (n,), False for rows of R and Q that are exactly zero.
+    """
+
+    scale: jax.Array
+    unit: jax.Array
+    combine: jax.Array
+    whiten: jax.Array
+    kept: jax.Array
+
+    @property
+    def to_rows(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What `orthonormal_rows` makes Q of S with."""
+        return self.scale, self.combine * lax.stop_gradient(self.unit)[None, :], self.whiten
 
 
 class Basis(NamedTuple):
@@ -21,246 +47,199 @@ class Basis(NamedTuple):
 
     Attributes:
       rows: n orthonormal rows `Q`, those beyond the rank exactly zero.
-      transform: (n, n), T with `Q = T diag(scale) S`. For data Y given at the
-        rows, `Z = T diag(scale) Y` is the least-squares solution of `(S Q^T) Z = Y`
-        with every row divided by its `|s_i|`, also to first order where rows depend on each other.
-      scale: (n,), powers of two near one over the largest entry of each row, constants.
+      transform: (n, n), T with `Q = T diag(scale) S`, that of `least_squares` for unit rows.
+      scale: (n,), as in `Transform`.
       kept: (n,), False for the zero rows of Q.
-      transforms: with which `apply_transforms` makes Q of S, or of a piece of S.
-      turn: (n, n), with `T = turn rotation` for the rotation of `svqb_rotations`.
     """
 
     rows: Rows
     transform: jax.Array
     scale: jax.Array
     kept: jax.Array
-    transforms: tuple[jax.Array, ...]
-    turn: jax.Array
 
 
-class Rotated(NamedTuple):
-    """Rows rotated until they are nearly orthonormal; what is dropped is zero or below `threshold`.
-
-    Attributes:
-      scale: (n,), as in `Basis`.
-      unit: (n,), one over the norms of the scaled rows.
-      first, second: (n, n), the two rotations.
-      rotation: (n, n), R with the rotated rows `R diag(scale) S`.
-      threshold: (n,), what the norm of a rotated row must exceed.
-    """
-
-    scale: jax.Array
-    unit: jax.Array
-    first: jax.Array
-    second: jax.Array
-    rotation: jax.Array
-    threshold: jax.Array
-
-
-def apply_transforms(transforms: tuple[jax.Array, ...], rows: Rows) -> Rows:
-    """`T_k ... T_1 diag(d) S` for transforms (d, T_1, ..., T_k), one product after the other."""
-    d, *matrices = transforms
-    rows = tall.scale(d, rows)
-    for matrix in matrices:
-        rows = tall.combine(matrix, rows, pairwise=True)
-    return rows
-
-
-def transformed_gram(transforms: tuple[jax.Array, ...], rows: Rows) -> jax.Array:
-    """The Gram matrix of `apply_transforms(transforms, rows)`."""
-    rows = apply_transforms(transforms, rows)
-    return tall.gram(rows, rows)
-
-
-def orthonormal(rows: Rows, *, eps: float, rtol: Scalar = 0.0) -> Basis:
-    """An orthonormal basis of the rows' span by two rounds of Gram, eigh and rotation.
-
-    Only Gram matrices and n x n algebra: each round rotates the rows by the
-    eigenvectors of their Gram matrix and rescales them by their *measured* norms
-    nu. One round resolves directions down to nu ~ sqrt(eps): the Gram matrix
-    knows no more. The first round lifts all rows below that by one common factor
-    (each to its own unit norm would mix clean rows with noise), the second
-    resolves them. A Cholesky factor of what is by then nearly the identity whitens the rest.
-
-    Where a Cholesky factor shows that no direction is short, its inverse stands for both rounds.
-
-    The rotations are multiplied up as small matrices and applied to the given rows
-    at once. Data at the rows then see the very matrix that the rows saw: what rounding did
-    to the product of the rotations is no error, only another choice of combinations.
-
-    A row of rounding noise must not be promoted to a direction: `_equilibrated` carries the
-    noise of the rows along, and what does not rise above it is dropped, exactly to zero.
-
-    The rotations are constants: any constant invertible transform spans the same rows,
-    so the rows differentiate through their scale and the whitening alone, smoothly to
-    all orders. The transform has the derivative of the pseudo-inverse (`_least_squares`).
-
-    Args:
-      rows: n rows, all leaves of one dtype (see `widen`).
-      eps: relative rounding error of the entries.
-      rtol: directions below `rtol` times the largest singular value of the unit
-        rows are dropped as well.
-
-    Source: one round is the SVQB of Stathopoulos and Wu, A block orthogonalization procedure
-    with constant synchronization requirements, SIAM J. Sci. Comput. 23 (2002).
-    """
+def orthonormal(rows: Rows, *, eps: float) -> Basis:
+    """Makes an orthonormal basis of the span of n rows, all leaves of one dtype, as `whitening`."""
     n, dtype = structure.length(rows), structure.compute_dtype(rows)
     if n == 0:
         none, empty = jnp.zeros(0, dtype), jnp.zeros((0, 0), dtype)
-        return Basis(rows, empty, none, jnp.zeros(0, bool), (none,), empty)
-    turn = svqb_rotations(rows, eps=eps, rtol=rtol)
-    return cholesky_qr(
-        turn, xla.blockwise_sum(transformed_gram, (turn.scale, turn.rotation), rows), rows
-    )
+        return Basis(rows, empty, none, jnp.zeros(0, bool))
+    found = whitening(rows, eps=eps)
+    basis = xla.blockwise_map(orthonormal_rows, found.to_rows, rows)
+    transform = least_squares(found, rows)[0] * found.unit[None, :]
+    return Basis(basis, transform, found.scale, found.kept)
 
 
-def svqb_rotations(rows: Rows, *, eps: float, rtol: Scalar = 0.0) -> Rotated:
-    """The rotations of `orthonormal`; n at least 1."""
-    shift = 1 / scaling.power_of_two(scaling.max_abs(rows))
-    inner = xla.blockwise_sum(transformed_gram, (shift,), rows)
+def orthonormal_rows(to_rows: tuple, rows: Rows) -> Rows:
+    """The rows `Q = W T U` of S, or of a piece of it, for `Transform.to_rows`."""
+    scale, combine, whiten = to_rows
+    return tall.combine(whiten, _combined((scale, combine), rows), grouped=True)
+
+
+def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transform:
+    """Finds orthonormal combinations of n rows: pivoted Cholesky rounds, then CholeskyQR.
+
+    A round takes the Gram matrix G of the combinations so far, and its pivoted Cholesky factor
+    makes them orthonormal, as far as G can tell: down to directions of length sqrt(eps). What is
+    shorter is projected and lifted, all by one factor, for the next round to measure.
+    Well-conditioned rows need one round, others two or three. What is left is within 1/2 of the
+    identity, and its Cholesky factor whitens the rest.
+
+    Rank is decided here and nowhere else: unit rows that are known to within `noise` have
+    combinations t that are known to within `noise |t|`, and one that is not twice as long
+    vanishes. Its row becomes exactly zero, and all other combinations are made orthogonal
+    to t, so that T is the pseudo-inverse of `U R^T`, see `least_squares`.
+
+    Args:
+      rows: n rows, n at least 1, all leaves of one dtype (see `widen`).
+      eps: relative rounding error of the entries, if larger than that of their dtype.
+      rtol: directions below `rtol` times the largest singular value of the unit
+        rows are dropped as well, as in the truncated pseudo-inverse.
+
+    Source: Fukaya, Kannan, Nakatsukasa, Yamamoto and Yanagisawa, Shifted Cholesky QR for computing
+    the QR factorization of ill-conditioned matrices, SIAM J. Sci. Comput. 42 (2020), for rounds
+    of CholeskyQR; Higham, Analysis of the Cholesky decomposition of a semi-definite matrix
+    (1990), for what pivots say of rank.
+    """
+    n, dtype = structure.length(rows), structure.compute_dtype(rows)
+    own = float(jnp.finfo(dtype).eps)
+    noise = math.sqrt(2 * n) * own + (eps / 2 if eps > own else 0)  # of n terms, and of the data
+    scale = 1 / scaling.power_of_two(scaling.max_abs(rows))
+    eye = jnp.eye(n, dtype=dtype)
+    inner = xla.blockwise_sum(_combined_gram, (scale, None), rows)
     unit = scaling.reciprocal(scaling.safe_sqrt(jnp.diagonal(inner)))
-    fixed = lax.stop_gradient((rows, shift, unit, inner * jnp.outer(unit, unit)))
-    first, second, threshold = _rotations(eps, rtol, *fixed)
-    return Rotated(shift, unit, first, second, product(second, first) * unit[None, :], threshold)
+    fixed, fixed_unit, inner = lax.stop_gradient((rows, unit, inner))
+
+    def measure(combine):
+        return xla.blockwise_sum(_combined_gram, (scale, combine * fixed_unit[None, :]), fixed)
+
+    def known(combine, inner, kept):  # which of the kept combinations do not vanish
+        return kept & (jnp.diagonal(inner) > 4 * noise**2 * jnp.sum(combine * combine, axis=1))
+
+    def round_(state):
+        combine, inner, _ = state
+        kept = known(*state)
+        combine = _pivoted_cholesky(combine, inner, kept)
+        return combine, measure(combine), kept
+
+    def orthonormal_enough(state):  # for `inverse_root`
+        _, inner, kept = state
+        off = jnp.where(kept[:, None] & kept[None, :], inner - eye, 0)
+        return (jnp.sum(off * off) < own ** (2 / 3)) & jnp.all(known(*state) == kept)
+
+    start = eye, inner * jnp.outer(fixed_unit, fixed_unit), fixed_unit > 0
+    combine, inner, kept = xla.iterate(round_, start, until=orthonormal_enough, most=ROUNDS)
+    if rtol is not None:
+        combine, kept = _truncated(fixed, scale, fixed_unit, combine, inner, kept, rtol)
+        inner = measure(combine)
+    combine = jnp.where(kept[:, None], combine, 0)
+    inner = jnp.where(kept[:, None] & kept[None, :], inner, 0)
+    small = scale, combine * fixed_unit[None, :]
+    inner = xla.with_derivative_of(inner, _combined_gram, small, rows)
+    whiten = inverse_root(inner, jnp.diag(kept.astype(dtype)))
+    return Transform(scale, unit, combine, whiten, kept)
 
 
-def _rotations(eps, rtol, rows, shift, unit, inner):
-    """The two rotations of unit rows with the Gram matrix `inner`, and the threshold after them.
+def _pivoted_cholesky(combine, inner, kept):
+    """One round: combinations of the rows with Gram matrix `inner`, orthonormal where it can tell.
 
-    Where the inverse of a Cholesky factor shows that no direction is short, and none near what
-    would be dropped, it does all that the rotations are for, at a fraction of their cost.
+    Gram-Schmidt on `[G | T]`, the longest row first. A row that is not kept is a combination t
+    that vanishes: all others lose their part along t, which changes no row of `T U`.
     """
     n = len(inner)
-    cut = jnp.maximum(rtol, 2 * math.sqrt(2 * n) * eps) * math.sqrt(n)
-    eye = jnp.eye(n, dtype=inner.dtype)
-    positive = inner + 4 * n * float(jnp.finfo(inner.dtype).eps) * eye  # a factor without NaN
-    root = jnp.linalg.cholesky(positive, symmetrize_input=False)
-    inverse = jax.scipy.linalg.solve_triangular(root, eye, lower=True)
-    size = jnp.linalg.norm(inverse)  # at least one over the smallest singular value of the rows
-    well_conditioned = (size < 10 * math.sqrt(n)) & (cut * size < 1)
+    order = jnp.arange(n)
+    short = 4 * n * float(jnp.finfo(inner.dtype).eps) * jnp.diagonal(inner)
 
-    def one_factor(inverse, *_):
-        low = jnp.full_like(inverse[0], math.sqrt(n) * eps)
-        same = jnp.where(jnp.eye(n, dtype=bool), 1, jnp.zeros_like(inverse))
-        return inverse, same, low
+    def step(_, state):
+        rows, length = state  # 0 for rows that were not yet taken
+        free = length == 0
+        taken = jnp.argmax(jnp.where(free, jnp.diagonal(rows[:, :n]), -1))
+        row, vanishes = rows[taken], ~kept[taken]
+        along = jnp.where(free & (row[taken] > short[taken]), row[:n], 0)
+        along = jnp.where(vanishes, product(rows[:, n:], row[n:]), along)
+        along = along / jnp.where(along[taken] == 0, 1, along[taken])
+        size = jnp.where(vanishes, 1, jnp.maximum(row[:n], short))
+        length = jnp.where(order == taken, size, length)
+        rows -= jnp.where(order == taken, 0, along)[:, None] * row[None, :]
+        return rows, length
 
-    def two_rotations(_, rtol, rows, shift, unit, inner):
-        first = eigh(inner)[1].T
-        transforms = shift, first * unit[None, :]
-        return first, *_equilibrated(
-            xla.blockwise_sum(transformed_gram, transforms, rows), eps, rtol
-        )
-
-    rtol = jnp.asarray(rtol, inner.dtype)
-    inner = xla.depend_on(inner, well_conditioned.astype(inner.dtype))
-    return xla.batched_cond(
-        well_conditioned, one_factor, two_rotations, inverse, rtol, rows, shift, unit, inner
-    )
+    both = kept[:, None] & kept[None, :]
+    rows = jnp.concatenate([jnp.where(both, inner, 0), combine], axis=1)
+    rows, length = lax.fori_loop(0, n, step, (rows, jnp.zeros_like(short)))
+    return rows[:, n:] * jnp.where(kept, lax.rsqrt(length), 1)[:, None]
 
 
-def cholesky_qr(turn: Rotated, inner: jax.Array, rows: Rows) -> Basis:
-    """The basis, given the Gram matrix `inner` of the rotated rows."""
-    shift, unit, first, second, rotation, threshold = turn
-    kept = _lengths(inner) > threshold
-    kept = kept & ~_nearly_collinear(inner, kept)
-    whiten = _whitening(inner, kept)
-    transforms = shift, rotation, whiten
-    basis = xla.blockwise_map(apply_transforms, transforms, rows)
+def _truncated(rows, scale, unit, combine, inner, kept, rtol):
+    """Combinations that span the right singular vectors of the unit rows above `rtol` alone.
 
-    # A vanishing combination that was lifted leaks into kept rows by a sizeable multiple:
-    # nothing in Q, but no least-squares transform. The leak is removed; it is 0 elsewhere.
-    size = jnp.linalg.norm(second, axis=1)
-    dropped = jnp.where(kept, 0, scaling.reciprocal(size))
-    null = dropped[:, None] * second
-    leak = product(second, null.T)
-    transform = product(whiten, rotation - product(leak, null, first) * unit[None, :])
-    unit_rows = tall.scale(unit, tall.scale(shift, rows))
-    transform = _least_squares(basis, unit_rows, unit, lax.stop_gradient(transform))
-    turn_on = whiten - product(whiten, leak * dropped[None, :])
-    return Basis(basis, transform, shift, kept, transforms, turn_on)
-
-
-def _equilibrated(inner: jax.Array, eps: float, rtol: Scalar) -> tuple[jax.Array, jax.Array]:
-    """The second round's rotation of rows with this Gram matrix, and what a norm must exceed then.
-
-    The noise of unit rows, sqrt(n) eps in the rows and as much again in their
-    rotation, grows with the size of a row of the transform. What is dropped
-    here becomes a zero row.
+    For `U = X diag(s) V^T Q` they are `diag(1 / s) X^T = V^T T`. Of the latter, the accurate one,
+    what rounding has left along dropped columns of X is projected out.
     """
-    n = len(inner)
-    nu = _lengths(inner)
-    top = jnp.max(nu)
-    noise = math.sqrt(2 * n) * eps * jnp.maximum(top, 1)
-    lift = 1 / jnp.maximum(jnp.where(nu > 0, nu, 1), math.sqrt(n * eps) * top)
-    lift = jnp.where(nu > jnp.maximum(2 * noise, rtol * top), lift, 0)
-    # The -1 keeps the eigenvectors of dropped rows apart from all others.
-    dropped = jnp.diag((lift == 0).astype(lift.dtype))
-    transform = _rotation(inner * jnp.outer(lift, lift) - dropped) * lift[None, :]
-    size = jnp.linalg.norm(transform, axis=1)
-    transform = jnp.where((size * top > 0.5)[:, None], transform, 0)
-    threshold = jnp.maximum(jnp.hypot(noise * size, math.sqrt(n) * eps), rtol * top * size)
-    return transform, threshold
+    kept_inner = jnp.where(kept[:, None] & kept[None, :], inner, 0)
+    whiten = inverse_root(kept_inner, jnp.diag(kept.astype(inner.dtype)))
+    small = (scale, combine * unit[None, :], whiten), unit
+    x, s, v = svd(xla.blockwise_sum(_coordinates, small, rows))
+    combine = product(whiten, combine)
+    kept = (s > rtol * s[0]) & (s > 0) & (jnp.arange(len(s)) < jnp.sum(kept))
+    x = jnp.where(kept[None, :], x, 0)
+    return jnp.where(kept[:, None], product(v.T, combine, x, x.T), 0), kept
 
 
-def _rotation(inner: jax.Array) -> jax.Array:
-    return lax.stop_gradient(eigh(lax.stop_gradient(inner))[1]).T
+def least_squares(found: Transform, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    """The T with `Q = T U` for which `Z = T V` solves `R Z = V` by least squares, and `R = U Q^T`.
 
-
-def _lengths(inner: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.maximum(lax.stop_gradient(jnp.diagonal(inner)), 0))
-
-
-def _nearly_collinear(inner: jax.Array, kept: jax.Array) -> jax.Array:
-    """Kept rows nearly parallel to a longer one, (n,): noise of the rotation above its threshold.
-
-    Rotated rows are orthogonal to within the noise, and without these the Gram matrix of
-    the unit rows is positive definite.
+    V are data given at the unit rows U. The derivative is that of the pseudo-inverse which T is,
+    also where rows depend on each other and V contradicts itself along them.
     """
-    lengths = jnp.where(kept, _lengths(inner), 0)
-    unit = scaling.reciprocal(lengths)
-    cosines = jnp.abs(lax.stop_gradient(inner)) * jnp.outer(unit, unit)
-    order = jnp.arange(len(lengths))
-    tied = (lengths[None, :] == lengths[:, None]) & (order[None, :] < order[:, None])
-    longer = (lengths[None, :] > lengths[:, None]) | tied
-    return jnp.any((cosines > 0.5) & longer, axis=1)
-
-
-def _whitening(inner: jax.Array, kept: jax.Array) -> jax.Array:
-    """The transform of nearly orthogonal rows to orthonormal ones, zero where not kept."""
-    lift = jnp.where(kept, scaling.reciprocal(_lengths(inner)), 0)
-    nearly_one = inner * jnp.outer(lift, lift) + jnp.diag(1 - kept.astype(lift.dtype))
-    root = jnp.linalg.cholesky(nearly_one, symmetrize_input=False)
-    return jax.scipy.linalg.solve_triangular(root, jnp.diag(lift), lower=True)
+    coordinates = xla.blockwise_sum(_coordinates, (found.to_rows, found.unit), rows)
+    # W T, summed so that a long row of T is rounded once, not with each term that is added to it.
+    t, w = found.combine, lax.stop_gradient(found.whiten)
+    transform = t + product(w - jnp.diag(found.kept.astype(w.dtype)), t)
+    return _pseudo_inverse(transform, coordinates), coordinates
 
 
 @jax.custom_jvp
-def _least_squares(
-    basis: Rows, unit_rows: Rows, unit: jax.Array, transform: jax.Array
-) -> jax.Array:
-    """The transform, with the derivative of the pseudo-inverse that it is.
+def _pseudo_inverse(transform: jax.Array, coordinates: jax.Array) -> jax.Array:
+    """The transform, known to be `T = R^+` for the coordinates R of rank n but for zero columns.
 
-    With `K = Q U^T` for the unit rows U, `T = transform / unit = (K^T)^+` and
+    The derivative at constant rank,
 
-        dT = T T^T dK (I - K^T T) - T dK^T T;
+        dT = T T^T dR^T (I - R T) - T dR T,
 
-    the first term acts on what is inconsistent in the data along dependent rows.
+    has a first term that acts on what is inconsistent in the data along dependent rows.
+
+    Source: Golub and Pereyra, The differentiation of pseudo-inverses and nonlinear least squares
+    problems whose variables separate, SIAM J. Numer. Anal. 10 (1973).
     """
-    del basis, unit_rows, unit
+    del coordinates
     return transform
 
 
-@_least_squares.defjvp
-def _least_squares_jvp(primals, tangents):
-    basis, unit_rows, unit, transform = primals
-    d_basis, d_unit_rows, d_unit, _ = tangents
-    transform = _least_squares(*primals)
-    t = transform * scaling.reciprocal(unit)[None, :]
-    k = tall.gram(basis, unit_rows)
-    dk = tall.gram(d_basis, unit_rows) + tall.gram(basis, d_unit_rows)
+@_pseudo_inverse.defjvp
+def _pseudo_inverse_jvp(primals, tangents):
+    t, (_, r), dr = _pseudo_inverse(*primals), primals, tangents[1]
     dependent = jnp.any(jnp.all(t == 0, axis=1))
-    residual = jnp.where(dependent, jnp.eye(len(t), dtype=t.dtype) - product(k.T, t), 0)
-    dt = product(t, t.T, dk, residual) - product(t, dk.T, t)
-    return transform, dt * unit[None, :] + t * d_unit[None, :]
+    residual = jnp.where(dependent, jnp.eye(len(t), dtype=t.dtype) - product(r, t), 0)
+    return t, product(t, t.T, dr.T, residual) - product(t, dr, t)
+
+
+def _combined(small, rows):
+    """`T diag(scale) S`; for None in place of T only scaled."""
+    scale, combine = small
+    rows = tall.scale(scale, rows)
+    return rows if combine is None else tall.combine(combine, rows, grouped=True)
+
+
+def _combined_gram(small, rows):
+    rows = _combined(small, rows)
+    return tall.gram(rows, rows)
+
+
+def _coordinates(small, rows):
+    """`R = U Q^T`."""
+    to_rows, unit = small
+    unit_rows = tall.scale(unit, tall.scale(to_rows[0], rows))
+    return tall.gram(unit_rows, orthonormal_rows(to_rows, rows))
 
 
 class ThinLQ(NamedTuple):
@@ -302,4 +281,4 @@ def _thin_lq_jvp(primals, tangents):
     d_coordinates = tall.gram(d_rows, q)
     outside = jax.tree.map(jnp.subtract, d_rows, tall.combine(d_coordinates, q))
     d_inverse = -product(inverse, d_coordinates, inverse)
-    return here, ThinLQ(tall.combine(inverse, outside, pairwise=True), d_coordinates, d_inverse)
+    return here, ThinLQ(tall.combine(inverse, outside, grouped=True), d_coordinates, d_inverse)

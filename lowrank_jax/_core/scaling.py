@@ -90,3 +90,8 @@ def ratio(a, b):
     """The ratio; 0 / 0 is 0."""
     zero = b == 0
     return jnp.where(zero, jnp.where(a == 0, 0, jnp.inf), a / jnp.where(zero, 1, b))
+
+
+def nan_unless(valid: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """A factor that makes NaN of every number where not valid, and changes nothing elsewhere."""
+    return jnp.where(valid, 1, jnp.nan).astype(dtype)

@@ -44,11 +44,12 @@ def identity(v: Vector) -> Rows:
     ends = list(itertools.accumulate(math.prod(leaf.shape) for leaf in leaves))
     eye = np.eye(size(v))
     blocks = np.split(eye, ends[:-1], axis=1)
-    rows = [
-        jnp.asarray(block.reshape(-1 if block.size else len(eye), *leaf.shape), leaf.dtype)
-        for block, leaf in zip(blocks, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(tree, rows)
+
+    def leaf_rows(block, leaf):
+        block = block.reshape(-1 if block.size else len(eye), *leaf.shape)
+        return _placed_like(jnp.asarray(block, leaf.dtype), leaf, 1)
+
+    return jax.tree.unflatten(tree, list(map(leaf_rows, blocks, leaves)))
 
 
 def wider(*dtypes: Any) -> jnp.dtype:
@@ -176,14 +177,23 @@ def normal(key: jax.Array, v: Vector, shape: tuple[int, ...] = ()) -> Any:
     """Standard normal vectors like v, with the leading axes `shape`; a key of its own a leaf."""
 
     def draw(key, x):
-        like = x.sharding if isinstance(x, jax.ShapeDtypeStruct) else explicit_sharding(x)
-        if like is not None:
-            like = like.update(spec=PartitionSpec(*[None] * len(shape), *like.spec))
+        like = _sharding_like(x, len(shape))
         return jax.random.normal(key, (*shape, *x.shape), x.dtype, out_sharding=like)
 
     leaves, tree = jax.tree.flatten(v)
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(tree, list(map(draw, keys, leaves)))
+
+
+def _placed_like(rows, leaf, lead):
+    sharding = _sharding_like(leaf, lead)
+    return rows if sharding is None else jax.sharding.reshard(rows, sharding)
+
+
+def _sharding_like(leaf, lead):
+    """The sharding of rows like this leaf of a vector, where axes are explicit; else None."""
+    like = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else explicit_sharding(leaf)
+    return like and like.update(spec=PartitionSpec(*[None] * lead, *like.spec))
 
 
 def zeros(v: Vector, n: int) -> Rows:

@@ -4,6 +4,7 @@ Above all inner products (`gram`) and small matrices times rows (`combine`).
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -42,27 +43,34 @@ def dot(u: Vector, v: Vector) -> jax.Array:
     return gram(*(jax.tree.map(lambda leaf: leaf[None], x) for x in (u, v)))[0, 0]
 
 
-def combine(coefficients: jax.Array, rows: Rows, *, pairwise: bool = False) -> Any:
+def combine(coefficients: jax.Array, rows: Rows, *, grouped: bool = False) -> Any:
     """`T B`: a (k, n) matrix times n rows gives k rows, an (n,) vector gives one vector.
 
     Each leaf comes back in its own dtype. Where T makes orthonormal rows of ill-conditioned ones,
-    terms cancel, and the rounding of a running sum of 64 is twice that of a pairwise one: the
-    latter is taken above 32 rows where `pairwise` asks for it.
+    terms cancel, and the rounding of a running sum of 64 is several times that of a sum of
+    sums of 8. The latter is taken above 32 rows where `grouped` asks for it.
     """
 
     def leaf_combine(x):
         dtype = structure.wider(x.dtype, coefficients.dtype)
-        sum_over_n = _pairwise if pairwise and len(x) > 32 else _product
+        sum_over_n = _grouped if grouped and len(x) > 32 else _product
         return sum_over_n(coefficients.astype(dtype), x.astype(dtype)).astype(x.dtype)
 
     return jax.tree.map(leaf_combine, rows)
 
 
-def _pairwise(t: jax.Array, x: jax.Array) -> jax.Array:
-    if len(x) <= 4:
-        return _product(t, x)
-    half = len(x) // 2
-    return _pairwise(t[:, :half], x[:half]) + _pairwise(t[:, half:], x[half:])
+def _grouped(t: jax.Array, x: jax.Array) -> jax.Array:
+    """`T X` as a sum over groups of about sqrt(n) rows, in a loop."""
+    size = math.isqrt(len(x) - 1) + 1
+    count = -(-len(x) // size)
+    rest = count * size - len(x)
+    x = jnp.pad(x, [(0, rest)] + [(0, 0)] * (x.ndim - 1)).reshape(count, size, *x.shape[1:])
+    t = jnp.pad(t, ((0, 0), (0, rest))).reshape(len(t), count, size).swapaxes(0, 1)
+
+    def add(total, group):
+        return total + _product(*group), None
+
+    return lax.scan(add, _product(t[0], x[0]), (t[1:], x[1:]))[0]
 
 
 def _product(t: jax.Array, x: jax.Array) -> jax.Array:

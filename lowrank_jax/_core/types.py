@@ -12,3 +12,4 @@ Argnums = int | Sequence[int]  # which arguments of a loss make up the point
 Loss = Callable[..., Any]  # a point among other arguments to a scalar, or (scalar, aux)
 Gradient = Callable[..., Vector]  # a point, and other arguments, to the gradient there
 Product = Callable[..., Vector]  # a point, a vector v, and other arguments, to H v
+Solver = Callable[..., Any]  # secant pairs to the operator that is fitted to them

@@ -150,33 +150,21 @@ def depend_on(x: jax.Array, earlier: jax.Array) -> jax.Array:
     return x + 0 * jnp.sum(earlier)
 
 
-def batched_cond(condition: jax.Array, f: Callable, g: Callable, *args: Any) -> Any:
-    """F of the arguments where the condition holds, else g; of a batch, g only if one needs it.
+def iterate(body: Callable, state: Any, *, until: Callable, most: int) -> Any:
+    """`body(state)` again and again, until `until(state)`, at most so many times.
 
-    A batched `lax.cond` always computes both.
+    The states of a batch whose turn is over stay as they are. On one device the loop ends with
+    the last of them. On several it has `most` turns: members on one device need not know
+    of those on others, which would make all devices wait for each other at every turn.
     """
+    if jax.device_count() == 1:
 
-    @jax.custom_batching.custom_vmap
-    def choose(condition, args):
-        return lax.cond(condition, f, g, *args)
+        def unfinished(counted):
+            return (counted[0] < most) & ~until(counted[1])
 
-    @choose.def_vmap
-    def _(axis_size, in_batched, condition, args):
-        axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
+        return lax.while_loop(unfinished, lambda c: (c[0] + 1, body(c[1])), (0, state))[1]
 
-        def all_f(condition, args):
-            return jax.vmap(lambda _, args: f(*args), axes, axis_size=axis_size)(condition, args)
+    def turn(_, state):
+        return jax.tree.map(lambda a, b: jnp.where(until(state), a, b), state, body(state))
 
-        def each(condition, args):
-            def choose_one(condition, args):
-                return jax.tree.map(functools.partial(jnp.where, condition), f(*args), g(*args))
-
-            return jax.vmap(choose_one, axes, axis_size=axis_size)(condition, args)
-
-        if jax.device_count() > 1:  # a batch over devices need not know of all its lanes
-            out = each(condition, args)
-        else:
-            out = batched_cond(jnp.all(condition), all_f, each, condition, args)
-        return out, jax.tree.map(lambda _: True, out)
-
-    return choose(condition, args)
+    return lax.fori_loop(0, most, turn, state)

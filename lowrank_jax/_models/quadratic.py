@@ -11,7 +11,7 @@ from lowrank_jax._at_a_point.hessian import from_differences
 from lowrank_jax._clouds.fit import fit
 from lowrank_jax._clouds.pairs import centered, evaluate
 from lowrank_jax._core import checks, scaling, structure, tall
-from lowrank_jax._core.types import Argnums, Loss, Rows, Scalar, Vector
+from lowrank_jax._core.types import Argnums, Loss, Rows, Scalar, Solver, Vector
 from lowrank_jax._models.trust_region import minimiser_within
 from lowrank_jax._operators.symmetric import SymmetricLowRank
 
@@ -144,7 +144,7 @@ def quadratic_model(
     argnums: Argnums = 0,
     *,
     has_aux: bool = False,
-    extrapolate: Scalar = 2 / 3,
+    solver: Solver = fit,
     batch_size: int | None = None,
 ) -> Callable:
     """Makes the quadratic model of a loss on a cloud of points, from its values and gradients.
@@ -162,7 +162,7 @@ def quadratic_model(
       argnums: the argument that is a stack of points, or a tuple of such
         arguments; the others are shared by all points.
       has_aux: the loss returns `(value, aux)`.
-      extrapolate: in [0, 1], how H continues outside the span of the steps; see `fit`.
+      solver: a function of pairs to the operator, such as `partial(fit, extrapolate=1)`; see `fit`.
       batch_size: how many gradients are computed at once; None computes all by `jax.vmap`.
 
     Returns:
@@ -170,9 +170,9 @@ def quadratic_model(
       returns a `QuadraticModel`, or `(QuadraticModel, aux)` with aux stacked over points.
 
     Raises:
-      TypeError: for points that are not real floating-point arrays, or such a value of the loss.
-      ValueError: for no points, leading axes that differ, a loss that is not scalar, or
-        `extrapolate` outside [0, 1].
+      TypeError: for points that are not real floating-point arrays, such a value of the loss, or
+        a solver that returns no `SymmetricLowRank`.
+      ValueError: for no points, leading axes that differ, or a loss that is not scalar.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -183,7 +183,7 @@ def quadratic_model(
       >>> bool(jnp.allclose(minimum, 3.0, atol=1e-3))
       True
     """
-    checks.between(extrapolate, "extrapolate", 0, 1)
+    checks.function(solver, "solver")
     if batch_size is not None:
         checks.count(batch_size, "batch_size", 1)
 
@@ -199,7 +199,7 @@ def quadratic_model(
             center=structure.cast_like(center, points),
             value=values[0] + jnp.mean(values - values[0]) - jnp.mean(falls) / 2,
             grad=structure.cast_like(grad, grads),
-            hessian=fit(pairs, extrapolate=extrapolate),
+            hessian=_operator(solver(pairs)),
         )
         return (model, aux) if has_aux else model
 
@@ -213,7 +213,7 @@ def quadratic_model_at(
     *,
     has_aux: bool = False,
     passes: int = 2,
-    extrapolate: Scalar = 2 / 3,
+    solver: Solver = fit,
     batch_size: int | None = None,
     start: Rows | None = None,
     step: Scalar | None = None,
@@ -229,7 +229,7 @@ def quadratic_model_at(
       argnums: the argument that is the point, or a tuple of such arguments.
       has_aux: the loss returns `(value, aux)`.
       passes: how many passes; see `probe_pairs`.
-      extrapolate: in [0, 1], how H continues outside the span of the steps; see `fit`.
+      solver: a function of pairs to the operator, such as `partial(fit, extrapolate=1)`; see `fit`.
       batch_size: how many gradients are computed at once; None computes all by `jax.vmap`.
       start: directions of the first pass instead of random ones; see `probe_pairs`.
       step: the length of the steps instead of the default, sqrt(eps) |x|.
@@ -239,7 +239,8 @@ def quadratic_model_at(
       returns a `QuadraticModel` centered at the point, or `(QuadraticModel, aux)`.
 
     Raises:
-      TypeError, ValueError: as `lowrank_hessian` does.
+      TypeError, ValueError: as `lowrank_hessian` does, or a TypeError for a solver that returns no
+        `SymmetricLowRank`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -249,15 +250,20 @@ def quadratic_model_at(
       >>> bool(jnp.allclose(minimum, 3.0, atol=1e-2))
       True
     """
-    curvature = from_differences(probes, passes, extrapolate, batch_size, start, step)
+    curvature = from_differences(probes, passes, solver, batch_size, start, step)
     expansion = expansion_at(loss, argnums, has_aux, curvature)
 
     def model_at(*args, key):
         at = expansion(args, key)
-        model = QuadraticModel(at.point, at.value, at.grad, at.hessian)
+        model = QuadraticModel(at.point, at.value, at.grad, _operator(at.hessian))
         return (model, at.aux) if has_aux else model
 
     return model_at
+
+
+def _operator(hessian):
+    checks.instance(hessian, "what solver returned", SymmetricLowRank)
+    return hessian
 
 
 def _mean_and_deviations(rows):

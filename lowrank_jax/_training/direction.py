@@ -1,15 +1,9 @@
 """The quasi-Newton direction that the pairs of a trajectory give.
 
-In an orthonormal basis Q of their steps S the pairs say `Q H = Z = A Q + P`, see `fit`. On a
-trajectory they are of unequal worth: the newest were measured where the trajectory is. With
-R = S Q^T, rows of unit length, and weights that halve with each pair's age,
-`W = R^T diag(weights) R`, the symmetric M that minimises `sum_i weight_i |r_i (M - A)|^2` solves
-
-    W M + M W = W A + A^T W:    M_ij = (l_i A_ij + l_j A_ji) / (l_i + l_j)
-
-in the eigenvectors of W, with its eigenvalues l: of two measurements of one number, the one
-along the better-measured direction counts more. What it misses, E = M - A, is zero on a quadratic
-and elsewhere says how far the pairs contradict each other. With `M = V diag(w) V^T` and q_i,
+In an orthonormal basis Q of their steps S the pairs say `Q H = Z = A Q + P`, see `whitened`. On a
+trajectory they are of unequal worth: the newest were measured where the trajectory is, and the
+weights that make M of A halve with each pair's age. What it misses, E = M - A, is zero on a
+quadratic and elsewhere says how far the pairs contradict each other. With `M = V diag(w) V^T` and q_i,
 p_i, e_i the rows of V^T Q, V^T P, V^T E, the model of the Hessian is
 
     B = sum_i d_i h_i h_i^T + c (I - Q^T Q),
@@ -32,10 +26,9 @@ NeurIPS 2014, for the magnitude of negative curvature.
 import jax
 import jax.numpy as jnp
 
-from lowrank_jax._clouds.fit import unit_and_validity
+from lowrank_jax._clouds.whitened import whiten
 from lowrank_jax._core import scaling, structure, tall
-from lowrank_jax._core.orthonormal import orthonormal
-from lowrank_jax._core.spectral import eigh, product, symmetrize
+from lowrank_jax._core.spectral import eigh, product
 from lowrank_jax._core.types import Rows, Scalar, Vector
 
 
@@ -54,39 +47,39 @@ def direction(
     """
     s, y, g = structure.widen((steps, grad_diffs, grad))
     eps = structure.resolution(steps)
-    basis = orthonormal(s, eps=eps)
-    q = basis.rows
-    unit, _ = unit_and_validity(basis.scale, s, y)
-    r = tall.gram(tall.scale(basis.scale, s), q)
-    size = jnp.linalg.norm(r, axis=1)
-    r = r * scaling.reciprocal(size)[:, None]
-    transform, quality = _weighted(basis.transform * size[None, :], r, basis.kept, age)
-    # Y is scaled before it is combined: the scale of tiny steps times T would overflow.
-    y = tall.scale(1 / unit, tall.scale(basis.scale, y))
-    z = tall.combine(transform * scaling.reciprocal(size)[None, :], y, pairwise=True)
-    a = tall.gram(z, q)
-    m = _symmetric(a, *quality)
-
+    pairs = whiten(s, y, eps=eps, weights=jnp.exp2(-age.astype(structure.compute_dtype(s))))
+    a, k = pairs.products()
+    m = pairs.symmetric(a)
     w, v = eigh(m)
-    p = tall.minus(z, tall.combine(a, q))
-    q, p = tall.combine(v.T, q), tall.combine(v.T, p)
+    rows = pairs.rows(_rotated, (v, a))
+    q, p = (jax.tree.map(lambda x: x[: len(w)], rows), jax.tree.map(lambda x: x[len(w) :], rows))
+
     outside = scaling.norms(p)
     top = jnp.max(jnp.hypot(w, outside))
+    g = jax.tree.map(lambda x: x / pairs.unit, g)
     if damping is None:
-        first = jnp.maximum(scaling.norm(g), 1) / unit
-        newest = r[jnp.argmin(age)]
-        c = _complement(newest, product(newest, a, newest), z, top, first)
+        newest = pairs.coordinates[jnp.argmin(age)]
+        first = jnp.maximum(scaling.norm(g), 1 / pairs.unit)
+        c = _complement(product(newest, a, newest), product(newest, k, newest), top, first)
         noise = jnp.minimum(jnp.linalg.norm(product(v.T, m - a), axis=1), c)
     else:
-        noise = c = damping / unit
+        noise = c = damping / pairs.unit
 
     rounding = len(w) * eps * top
     curved = jnp.abs(w) > jnp.maximum(eps**0.5 * outside, rounding)
     d = jnp.where(curved, jnp.abs(w), outside) + noise
     d = jnp.where(d > rounding, d, c)
     slant = jnp.where(curved, jnp.sign(w), 0) / d
-    g = jax.tree.map(lambda x: x / unit, g)
     return structure.cast_like(_solved(q, p, d, slant, c, g), grad)
+
+
+def _rotated(small, q, z):
+    """The rows of V^T Q and V^T P."""
+    v, a = small
+    p = jax.tree.map(jnp.subtract, z, tall.combine(a, q))
+    return jax.tree.map(
+        lambda q, p: jnp.concatenate([q, p]), tall.combine(v.T, q), tall.combine(v.T, p)
+    )
 
 
 def _solved(q, p, d, slant, c, g):
@@ -98,37 +91,13 @@ def _solved(q, p, d, slant, c, g):
     return jax.tree.map(jnp.add, x, u)
 
 
-def _weighted(transform, r, kept, age):
-    """The transform T of weighted least squares, `r Z = Y`, and the eigendecomposition of W.
-
-    Where no row depends on others, `r T = I` and every weight gives the same T.
-    """
-    weighted = r.T * jnp.exp2(-age.astype(r.dtype))[None, :]
-    quality, v = eigh(symmetrize(product(weighted, r)))
-    known = quality > len(r) * jnp.finfo(r.dtype).eps * quality[-1]
-    inverse = jnp.where(known, scaling.reciprocal(jnp.where(known, quality, 0)), 0)
-    solve = product(v * inverse[None, :], v.T, weighted)
-    dependent = jnp.sum(kept) < jnp.sum(jnp.any(r != 0, axis=1))
-    missed = jnp.where(dependent, jnp.eye(len(r), dtype=r.dtype) - product(r, transform), 0)
-    return transform + product(solve, missed), (quality, v)
-
-
-def _symmetric(a, quality, v):
-    """The M of this module's text."""
-    # Where nothing was measured, both sides count alike.
-    quality = jnp.maximum(quality, jnp.finfo(a.dtype).eps ** 2)[:, None]
-    a = quality * product(v.T, a, v)
-    return symmetrize(product(v, (a + a.T) / (quality + quality.T), v.T))
-
-
-def _complement(newest, slope, z, top, first):
+def _complement(slope, square, top, first):
     """The curvature c of what no step has measured: `y.y / |s.y|` of the newest pair.
 
     It is at most the largest curvature measured, and |g| before any was, so that the first
     step is no longer than 1.
     """
-    y = scaling.norm(tall.combine(newest, z))
     measured = jnp.where(
-        slope == 0, top, jnp.minimum(y * y * scaling.reciprocal(jnp.abs(slope)), top)
+        slope == 0, top, jnp.minimum(square * scaling.reciprocal(jnp.abs(slope)), top)
     )
     return jnp.where(measured > 0, measured, first)

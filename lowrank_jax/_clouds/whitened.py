@@ -1,0 +1,170 @@
+"""Whitened pairs: secant pairs in an orthonormal basis of their steps.
+
+Let the rows of Q be an orthonormal basis of the row space of the steps S, `Q = T S`. In it the
+equations `S H = Y` read
+
+    Q H = Z,    Z = T Y,
+
+solved by least squares where steps depend on each other. All that a fit needs to know
+are small matrices, above all `A = Z Q^T` and `K = Z Z^T`, and then one pass that writes its
+factors from the rows of Q and Z. The symmetric M nearest to A is `(A + A^T) / 2`.
+
+Pairs of unequal worth have weights. With `R = S Q^T` for steps of unit length and
+`W = R^T diag(weights) R`, the symmetric M that minimises `sum_i weight_i |r_i (M - A)|^2` solves
+
+    W M + M W = W A + A^T W:    M_ij = (l_i A_ij + l_j A_ji) / (l_i + l_j)
+
+in the eigenvectors of W, with its eigenvalues l: of two measurements of one number, the one
+along the better-measured direction counts more. On consistent pairs no weight changes anything.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lowrank_jax._core import scaling, structure, tall, xla
+from lowrank_jax._core.orthonormal import (
+    Transform,
+    least_squares,
+    orthonormal,
+    orthonormal_rows,
+    whitening,
+)
+from lowrank_jax._core.spectral import eigh, product, symmetrize
+from lowrank_jax._core.types import Rows, Scalar
+
+
+class WhitenedPairs(NamedTuple):
+    """Pairs (S, Y) as `Q H = Z`; Q and Z are combined from them where they are read.
+
+    H is measured in a unit of its own, a power of two, so that products of Z keep their digits.
+
+    Attributes:
+      steps: n rows S.
+      grad_diffs: n rows Y.
+      to_steps: the combinations that make Q of S.
+      to_grad_diffs: (n, n), the combinations that make Z of Y.
+      unit: the unit of H.
+      finite: whether all numbers of the pairs are finite, and H is within the range of the dtype.
+      coordinates: (n, n), R.
+      quality: l and the eigenvectors of W; None without weights.
+    """
+
+    steps: Rows
+    grad_diffs: Rows
+    to_steps: Transform
+    to_grad_diffs: jax.Array
+    unit: jax.Array
+    finite: jax.Array
+    coordinates: jax.Array
+    quality: tuple[jax.Array, jax.Array] | None
+
+    @property
+    def kept(self) -> jax.Array:
+        """(n,), which rows of Q and Z are not zero: as many as the rank of S."""
+        return self.to_steps.kept
+
+    def products(self) -> tuple[jax.Array, jax.Array]:
+        """`A = Z Q^T` and `K = Z Z^T`, (n, n) each."""
+        return xla.blockwise_sum(_products, self._small(), self.steps, self.grad_diffs)
+
+    def symmetric(self, a: jax.Array) -> jax.Array:
+        """The M of this module's text."""
+        if self.quality is None:
+            return symmetrize(a)
+        quality, v = self.quality
+        # Where nothing was measured, both sides count alike.
+        quality = jnp.maximum(quality, jnp.finfo(a.dtype).eps ** 2)[:, None]
+        a = quality * product(v.T, a, v)
+        return symmetrize(product(v, (a + a.T) / (quality + quality.T), v.T))
+
+    def rows(self, f: Callable, small: Any = None) -> Rows:
+        """The rows `f(small, Q, Z)`, linear in Q and Z, in one pass; f closes over no traced value."""
+        small = self._small(), small
+        return xla.blockwise_map(partial(_written, f), small, self.steps, self.grad_diffs)
+
+    def _small(self):
+        per_unit = jnp.where(self.to_steps.unit > 0, 1 / self.unit, 0)  # no step, no equation
+        return self.to_steps.to_rows, self.to_grad_diffs, per_unit
+
+
+def no_more_than_dimensions(steps: Rows, grad_diffs: Rows, *, eps: float) -> tuple[Rows, Rows]:
+    """Replaces n pairs in D < n dimensions by D pairs with the same least squares.
+
+    With the rows of C an orthonormal basis of the columns of the unit steps U, and V what goes
+    with U, the pairs are (C U, C V): in whitened steps no mixing of the pairs changes anything.
+    A row of C U that is rounding stays zero. D x D and D x n matrices alone.
+    """
+    unit = scaling.reciprocal(scaling.norms(steps))
+    u, v = (structure.matrix(tall.scale(unit, rows)) for rows in (steps, grad_diffs))
+    c = orthonormal(u.T, eps=eps).rows  # (D, n)
+    u, v = tall.combine(c, u), tall.combine(c, jnp.where(unit[:, None] > 0, v, 0))
+    sizes = scaling.norms(u)
+    own = float(jnp.finfo(u.dtype).eps)
+    noise = (len(unit) ** 0.5 * own + (eps / 2 if eps > own else 0)) * jnp.max(sizes)
+    seen = lax.stop_gradient(sizes > 2 * noise).astype(u.dtype)
+    return tall.scale(seen, u), tall.scale(seen, v)
+
+
+def whiten(
+    steps: Rows,
+    grad_diffs: Rows,
+    *,
+    eps: float,
+    rtol: Scalar | None = None,
+    weights: jax.Array | None = None,
+) -> WhitenedPairs:
+    """Whitens n pairs, all leaves of one dtype; `eps` and `rtol` as in `whitening`.
+
+    `weights`: (n,), not negative, one a pair; all alike for None.
+    """
+    found = whitening(steps, eps=eps, rtol=rtol)
+    transform, coordinates = least_squares(found, steps)
+    quality = None
+    if weights is not None:
+        transform, quality = _weighted(transform, coordinates, found.kept, weights)
+    largest, steepest = scaling.max_abs(steps), scaling.max_abs(grad_diffs)
+    unit = scaling.power_of_two(jnp.max(jnp.where(largest > 0, steepest * found.scale, 0)))
+    finite = jnp.isfinite(largest) & jnp.isfinite(steepest) & (found.scale / unit > 0)
+    transform = transform * found.unit[None, :]
+    return WhitenedPairs(
+        steps, grad_diffs, found, transform, unit, jnp.all(finite), coordinates, quality
+    )
+
+
+def _weighted(transform, r, kept, weights):
+    """The transform T of weighted least squares, `R Z = V`, and the eigendecomposition of W.
+
+    Where no row depends on others, `R T = I` and every weight gives the same T.
+    """
+    weighted = r.T * weights[None, :]
+    quality, v = eigh(symmetrize(product(weighted, r)))
+    known = quality > len(r) * jnp.finfo(r.dtype).eps * quality[-1]
+    inverse = jnp.where(known, scaling.reciprocal(jnp.where(known, quality, 0)), 0)
+    solve = product(v * inverse[None, :], v.T, weighted)
+    dependent = jnp.sum(kept) < jnp.sum(jnp.any(r != 0, axis=1))
+    missed = jnp.where(dependent, jnp.eye(len(r), dtype=r.dtype) - product(r, transform), 0)
+    return transform + product(solve, missed), (quality, v)
+
+
+def _rows_of(small, s, y):
+    """The rows of Q and Z, or a piece of them.
+
+    Y is scaled before it is combined: the scale of tiny steps times T would overflow.
+    """
+    to_rows, to_grad_diffs, per_unit = small
+    y = tall.scale(per_unit, tall.scale(to_rows[0], y))
+    return orthonormal_rows(to_rows, s), tall.combine(to_grad_diffs, y, grouped=True)
+
+
+def _products(small, s, y):
+    q, z = _rows_of(small, s, y)
+    return tall.gram(z, q), tall.gram(z, z)
+
+
+def _written(f, small, s, y):
+    return f(small[1], *_rows_of(small[0], s, y))
