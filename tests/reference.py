@@ -73,18 +73,22 @@ def fit(s, y, extrapolate, *, rank=None, eps=2.0**-52):
 def outside(m, z, extrapolate, eps):
     """C = e X for the solution of [[W, e M], [e M, -W]] [X; X'] = [0; I], a real twin.
 
-    W = d I + e f / (d + f) |Z| (eps^(1/2) K + eps^(3/2) K^-1) with K = Z Z^T / |Z|^2 and
-    f = e eps^(1/2) |Z|, d = 0.6 (1 - e) g, g^2 the harmonic mean of Z's squared singular values.
+    W = d I + e f^2 / (d^2 + f^2) |Z| (eps^(1/2) (K + h) + eps^(3/2) K^-1) with K = Z Z^T / |Z|^2, h^2
+    the harmonic mean of its eigenvalues, f = e eps^(1/2), d = 1.2 (1 - e) g, and g^2 =
+    h^2 (|M|^2 / |Z|^2 + r^-2) / (1 + r^-2).
     """
     n, total = len(m), np.sum(z * z)
     total = total if total > 0 else m.dtype.type(1)
     eye = np.eye(n, dtype=m.dtype)
     k = z @ z.T / total
     inverse = np.linalg.inv(k + eps * eye)
-    g = np.sqrt(total / np.mean(np.diag(inverse))) if n else 1
-    floor = np.sqrt(total) * (eps**0.5 * k + eps**1.5 * inverse)
-    d, f = 0.6 * (1 - extrapolate) * g, extrapolate * np.sqrt(eps * total)
-    width = (d * eye + extrapolate * f / (d + f) * floor).astype(m.dtype)
+    h = 1 / np.sqrt(np.mean(np.diag(inverse))) if n else 1
+    g = h * np.sqrt((np.sum(m * m) / total + max(n, 1) ** -2.0) / (1 + max(n, 1) ** -2.0))
+    d, f = 1.2 * (1 - extrapolate) * g, extrapolate * eps**0.5
+    floor = eps**0.5 * (k + h * eye) + eps**1.5 * inverse
+    width = (np.sqrt(total) * (d * eye + extrapolate * f**2 / (d**2 + f**2) * floor)).astype(
+        m.dtype
+    )
     block = np.block([[width, extrapolate * m], [extrapolate * m, -width]]).astype(m.dtype)
     c = extrapolate * np.linalg.solve(block, np.concatenate([0 * eye, eye]))[:n]
     return (c + c.T) / 2

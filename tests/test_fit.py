@@ -54,12 +54,6 @@ def test_full_extrapolation_is_the_eigenproblem_of_points_and_gradients(rng):
     assert reference.relative_error(fitted(s, s @ a, 1), expected) < 1e-10
 
 
-@pytest.mark.parametrize("rank", [1, 3, 5])
-def test_full_extrapolation_recovers_a_hessian_of_rank_at_most_n(rng, rank):
-    a, s = draws.symmetric(rng, 20, rank), rng.normal(size=(5, 20))
-    assert reference.relative_error(fitted(s, s @ a, 1), a) < 1e-10
-
-
 @pytest.mark.parametrize("cond", [1e2, 1e3, 1e5])
 @pytest.mark.parametrize("extrapolate", [2 / 3, 1])
 def test_low_rank_is_recovered_from_ill_conditioned_steps(rng, extrapolate, cond):
@@ -226,3 +220,133 @@ def test_options_of_any_number_type_share_one_compilation(rng):
     for extrapolate in (0.1, 1, np.float32(0.5), np.float64(0.5), jnp.asarray(0.5)):
         lrj.fit(pairs, extrapolate=extrapolate)
     assert fitting._fit._cache_size() == before + 1
+
+
+def outside(m, p, extrapolate):
+    """The C of the fit to pairs `Q H = M Q + P` with orthonormal rows [Q; P], `P H_r P^T`."""
+    rows = np.eye(2 * len(m), 3 * len(m))
+    q, across = rows[: len(m)], rows[len(m) :]
+    h = fitted(q, m @ q + p @ across, extrapolate)
+    inverse = np.linalg.inv(p)
+    return inverse.T @ (across @ np.asarray(h) @ across.T) @ inverse
+
+
+@pytest.mark.parametrize("extrapolate", [0, 0.3, 2 / 3, 0.9])
+def test_what_extrapolates_commutes_with_the_curvature_and_is_bounded(rng, extrapolate):
+    """`|C| <= e / 2 d`, whatever M is."""
+    for size in (1e-3, 1, 1e3):
+        m, p = size * draws.symmetric(rng, 4), rng.normal(size=(4, 4))
+        c = outside(m, p, extrapolate)
+        assert np.linalg.norm(c @ m - m @ c) < 1e-7 * np.linalg.norm(m) * np.linalg.norm(c) + 1e-13
+        k = m @ m + p @ p.T
+        g = np.sqrt(
+            4 / np.trace(np.linalg.inv(k)) * (np.sum(m * m) / np.trace(k) + 1 / 16) / (17 / 16)
+        )
+        assert np.linalg.norm(c, 2) <= extrapolate / (2.4 * (1 - extrapolate) * g) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("spectrum", ["decaying", "flat", "low rank", "outliers"])
+def test_of_a_positive_semidefinite_hessian_the_fit_stays_below_and_nears_it(rng, spectrum):
+    i = np.arange(1, 31)
+    values = {
+        "decaying": 1.0 / i**2,
+        "flat": rng.uniform(1, 2, size=30),
+        "low rank": np.where(i <= 7, 1.0 / i, 0),
+        "outliers": np.where(i <= 3, 50.0, 1),
+    }[spectrum]
+    q = np.linalg.qr(rng.normal(size=(30, 30)))[0]
+    a, s = (q * values) @ q.T, rng.normal(size=(8, 30))
+    errors = []
+    for extrapolate in (0, 0.2, 0.5, 2 / 3, 0.9, 1):
+        remainder = a - fitted(s, s @ a, extrapolate)
+        assert np.linalg.eigvalsh(remainder)[0] > -1e-7 * np.linalg.norm(a)
+        errors.append(np.linalg.norm(remainder) / np.linalg.norm(a))
+    assert np.all(np.diff(errors) < 1e-7)
+    assert errors[-1] < errors[0]
+
+
+@pytest.mark.parametrize("rank", [0, 1, 7, 12, 15])
+@pytest.mark.parametrize("extrapolate", [0.1, 2 / 3, 1])
+def test_a_hessian_of_lower_rank_than_the_steps_is_recovered_at_any_extrapolation(
+    rng, rank, extrapolate
+):
+    """To `|Z| / g` times the smallest curvature's share of rounding: rank 15 of 16 is near 16."""
+    errors = []
+    for _ in range(5):
+        a, s = draws.symmetric(rng, 60, rank), rng.normal(size=(16, 60))
+        errors.append(reference.relative_error(fitted(s, s @ a, extrapolate), a))
+    assert np.median(errors) < 1e-8
+
+
+def test_rank_14_of_16_is_recovered_in_float32():
+    errors = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        a, s = draws.symmetric(rng, 100, 14), rng.normal(size=(16, 100)).astype(np.float32)
+        h = fitted(s, (s.astype(float) @ a).astype(np.float32), 2 / 3)
+        errors.append(reference.relative_error(h, a))
+    assert np.median(errors) < 0.02
+
+
+def test_one_pair_of_an_indefinite_hessian_never_gives_one_far_too_large():
+    """The scale of what M alone says of one step would: the worst of 500 then is in the hundreds."""
+    errors = []
+    for seed in range(500):
+        rng = np.random.default_rng(seed)
+        a, s = draws.symmetric(rng, 20), rng.normal(size=(1, 20))
+        errors.append(reference.relative_error(reference.fit(s, s @ a, 2 / 3), a))
+    assert np.max(errors) < 1.5
+    h = jax.vmap(lambda s, y: fitted(s, y, 2 / 3))
+    s = np.random.default_rng(0).normal(size=(100, 1, 20))
+    assert np.max(np.linalg.norm(h(s, s @ a), axis=(1, 2))) < 1.5 * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("extrapolate", [0, 2 / 3])
+def test_between_two_hessians_the_fit_moves_evenly(rng, extrapolate):
+    """1e4 small steps of H, all kinds of signs and ties on the way: no jump of H_r."""
+    a, b = draws.symmetric(rng, 20), draws.symmetric(rng, 20)
+    s = rng.normal(size=(5, 20))
+    at = jax.jit(jax.vmap(lambda t: fitted(s, s @ (a + t * (b - a)), extrapolate)))
+    path = np.concatenate([at(ts) for ts in np.linspace(0, 1, 10_001)[:-1].reshape(10, -1)])
+    moves = np.linalg.norm(np.diff(path, axis=0), axis=(1, 2))
+    assert np.max(moves) < 2 * np.median(moves)
+
+
+@pytest.mark.parametrize("rank", [4, 9, 40])
+def test_bfloat16_pairs_are_as_good_as_their_numbers_in_float32(rank):
+    errors = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        a = draws.symmetric(rng, 40, rank)
+        s = jnp.asarray(rng.normal(size=(12, 40)), jnp.bfloat16)
+        y = jnp.asarray(np.asarray(s, float) @ a, jnp.bfloat16)
+        errors.append(
+            [
+                reference.relative_error(fitted(*(x.astype(t) for x in (s, y)), 2 / 3), a)
+                for t in (jnp.bfloat16, jnp.float32)
+            ]
+        )
+    half, single = np.median(errors, axis=0)
+    assert half < 3 * single
+
+
+@pytest.mark.parametrize("rank", [5, 3])
+@pytest.mark.parametrize("consistent", [True, False])
+def test_hundreds_of_pairs_in_few_dimensions_have_as_many_factors_as_dimensions(
+    rng, rank, consistent
+):
+    s = (
+        rng.normal(size=(400, rank))
+        @ rng.normal(size=(rank, 5))
+        * 10.0 ** rng.uniform(-5, 5, size=(400, 1))
+    )
+    y = s @ draws.symmetric(rng, 5) if consistent else rng.normal(size=s.shape)
+    s[7], y[7] = 0, 1e20
+    fit = jax.jit(lambda s, y: lrj.fit((s, y)))
+    h = fit(s, y)
+    assert h.factors.shape == (5, 5)
+    keep = np.arange(400) != 7
+    truth = reference.fit(s[keep], y[keep], 2 / 3, rank=rank)
+    assert reference.relative_error(h.to_dense(), truth) < 1e-9
+    shapes = [v.aval.shape for e in jax.make_jaxpr(fit)(s, y).eqns for v in e.outvars]
+    assert (400, 400) not in shapes

@@ -183,7 +183,8 @@ def test_what_has_nearly_no_curvature_extrapolates_to_a_bounded_operator(cosine,
     np.testing.assert_allclose(
         h @ s[0].astype(dtype), y[0], rtol=4 * eps(dtype), atol=4 * eps(dtype)
     )
-    c = cosine / (cosine**2 + eps(dtype))
+    width = eps(dtype) ** 0.5 * 2 * np.hypot(cosine, 1)  # of K and of h, one number each
+    c = cosine / (cosine**2 + width**2)
     expected = np.sqrt(cosine**2 + 2 + c**2)
     np.testing.assert_allclose(h.frobenius_norm(), expected, rtol=4 * cosine**2 + 100 * eps(dtype))
     assert expected < 1 / np.sqrt(eps(dtype))

@@ -17,7 +17,7 @@ FLOORS = (
     {"_core.spectral"},
     {"_core.orthonormal"},
     {"_operators.rectangular", "_operators.symmetric"},
-    {"_clouds.pairs"},
+    {"_clouds.pairs", "_clouds.whitened"},
     {"_clouds.fit"},
     {"_clouds.hessian", "_clouds.selection"},
     {"_clouds.diagnosis"},

@@ -135,8 +135,11 @@ def test_the_inverse_root_whitens_what_is_nearly_orthonormal(rng):
     args = rng.normal(size=(2, 4, 4))
     along = rng.normal(size=(2, 4, 4))
     for f in (lambda e, a: whitened(e, a)[0], of_inverse):
-        second = jax.jvp(lambda e: jax.jvp(lambda e: f(e, args[1]), (e,), (along[0],))[1],
-                         (args[0],), (along[1],))[1]
+        second = jax.jvp(
+            lambda e: jax.jvp(lambda e: f(e, args[1]), (e,), (along[0],))[1],
+            (args[0],),
+            (along[1],),
+        )[1]
         if f is of_inverse:
             np.testing.assert_allclose(seen, second, rtol=1e-5, atol=1e-9)
         seen = second

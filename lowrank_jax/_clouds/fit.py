@@ -14,17 +14,23 @@ minimises `|Q H - Z|_F` over the symmetric H: the least squares of the secant eq
 C = 0 is the H of least Frobenius norm, C = M^+ the one of least rank. Between them, for e
 in [0, 1], C is an inverse of M that is damped where curvature is small,
 
-    C = e Re (e M + i W)^-1,    W = d I + e f / (d + f) F,    d = 0.6 (1 - e) g,
+    C = e Re (e M + i W)^-1,    W = d I + e f^2 / (d^2 + f^2) F,    d = 1.2 (1 - e) g,
 
 which is `e^2 M (e^2 M^2 + W^2)^-1` where W commutes with M, as it does but for F. The scale g is
-the harmonic mean of the singular values of Z, `g^2 = r / tr K^-1` for `K = Z Z^T` and rank r.
-It vanishes with any of them: if H has a lower rank than the steps, C = M^+ at every e > 0.
-F, of the size of rounding, keeps noise from being inverted where d does not; in units of |Z|,
+made of h, the harmonic mean of the singular values of Z: with `K = Z Z^T` and the rank r,
 
-    F = eps^(1/2) K + eps^(3/2) K^-1,    f = e eps^(1/2).
+    h^2 = r / tr K^-1,    g^2 = h^2 (s + r^-2) / (1 + r^-2),    s = |M|^2 / |Z|^2.
 
-The first term bounds a direction that H turns without curving it, as SR1's skip rule does; the
-second is for one of which H makes nothing but rounding. 0.6 is a heuristic, chosen by
+h vanishes with any singular value: if H has a lower rank than the steps, C = M^+ at every e > 0.
+s is the share of Z that lies within the span. Random steps in many dimensions see little of it,
+and all curvatures in M are then small beside Z: what is one among many says nothing of
+noise, what is a single one may (r^-2). F, of the size of rounding, keeps noise from being
+inverted where d does not; in units of |Z|,
+
+    F = eps^(1/2) (K + h I) + eps^(3/2) K^-1,    f = e eps^(1/2).
+
+Its first term bounds directions that H turns without curving them, as SR1's skip rule does; the
+last is for those of which H makes nothing but rounding. The 1.2 and g are heuristics, chosen by
 measurement. For a positive semidefinite H and consistent pairs `0 <= C <= M^+`, so `H_r <= H`.
 """
 
@@ -40,6 +46,9 @@ from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.spectral import inverse, mirror, product, symmetrize
 from lowrank_jax._core.types import Rows, Scalar
 from lowrank_jax._operators.symmetric import SymmetricLowRank
+
+
+DAMPING = 1.2  # chosen by measurement, see the text above
 
 
 def fit(
@@ -148,12 +157,13 @@ def _outside(m, k, kept, e):
     eye, dropped = jnp.eye(len(m), dtype=m.dtype), jnp.diag(1 - kept.astype(m.dtype))
     square = jnp.trace(k)  # |Z|^2
     square = jnp.where(square > 0, square, 1)
-    size = jnp.sqrt(square)
+    size, rank = jnp.sqrt(square), jnp.maximum(jnp.sum(kept), 1).astype(m.dtype)
+
     inverse_k = inverse(k + square * (eps * eye + dropped))
     trace = jnp.sum(jnp.where(kept, jnp.diagonal(inverse_k), 0))
-    rank = jnp.maximum(jnp.sum(kept), 1).astype(m.dtype)
-    g = jnp.sqrt(rank / jnp.where(trace > 0, trace, 1))
-    d, f = 0.6 * (1 - e) * g, e * eps**0.5 * size
-    floor = eps**0.5 / size * k + (eps**0.5 * size) ** 3 * inverse_k
-    width = d * eye + e * f / (d + f) * floor + size * dropped
+    h = jnp.sqrt(rank / jnp.where(trace > 0, trace, 1))
+    g = h * jnp.sqrt((jnp.sum(m * m) / square + rank**-2) / (1 + rank**-2))
+    d, f = DAMPING * (1 - e) * g, e * eps**0.5 * size
+    floor = eps**0.5 * (k / size + h * eye) + (eps**0.5 * size) ** 3 * inverse_k
+    width = d * eye + e * f**2 / (d**2 + f**2) * floor + size * dropped
     return e * symmetrize(jnp.real(inverse(lax.complex(e * m, width))))

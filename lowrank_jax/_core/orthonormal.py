@@ -103,7 +103,7 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
     """
     n, dtype = structure.length(rows), structure.compute_dtype(rows)
     own = float(jnp.finfo(dtype).eps)
-    noise = math.sqrt(2 * n) * own + (eps / 2 if eps > own else 0)  # of n terms, and of the data
+    noise = 1.2 * math.sqrt(n) * own + (eps / 2 if eps > own else 0)  # of sums, and of the data
     scale = 1 / scaling.power_of_two(scaling.max_abs(rows))
     eye = jnp.eye(n, dtype=dtype)
     inner = xla.blockwise_sum(_combined_gram, (scale, None), rows)
