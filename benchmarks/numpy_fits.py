@@ -17,22 +17,28 @@ def secant_fit(s: np.ndarray, y: np.ndarray, extrapolate: float = 2 / 3) -> tupl
     Returns:
       Factors B (..., 2n, D) and core K (..., 2n, 2n) of `H = B^T K B`.
     """
-    n, eps = s.shape[-2], np.finfo(s.dtype).eps
     columns, r = np.linalg.qr(_transposed(s))
     q, z = _transposed(columns), _transposed(np.linalg.inv(r)) @ y
     a = z @ columns
     m = (a + _transposed(a)) / 2
-    p = z - a @ q
-    w, v = np.linalg.eigh(m)
-    p = _transposed(v) @ p
-    size, outside = np.abs(w), np.linalg.norm(p, axis=-1)
-    ranked = np.concatenate([np.sort(size)[..., ::-1], np.zeros_like(size[..., :1])], axis=-1)
-    cut = ranked[..., int(np.floor(extrapolate * n + 1e-4)), None]
-    noise = 4 * n * eps * np.max(np.hypot(size, outside), axis=-1, keepdims=True)
-    kept = (size > cut * (1 + eps**0.5)) & (size > eps**0.5 * outside) & (size > noise)
-    c = np.where(kept, 1 / np.where(kept, w, 1), 0)[..., None] * np.eye(n, dtype=s.dtype)
-    core = np.block([[m, v], [_transposed(v), c]])
-    return np.concatenate([q, p], axis=-2), core
+    eye = np.broadcast_to(np.eye(s.shape[-2], dtype=s.dtype), m.shape)
+    core = np.block([[m, eye], [eye, _damped_inverse(m, z, extrapolate)]])
+    return np.concatenate([q, z - a @ q], axis=-2), core
+
+
+def _damped_inverse(m: np.ndarray, z: np.ndarray, e: float) -> np.ndarray:
+    """`e Re (e M + i W)^-1`, with the W of `lowrank_jax.fit` but for what only rounding needs."""
+    r, dtype = m.shape[-1], m.dtype
+    k = z @ _transposed(z)
+    square = np.trace(k, axis1=-2, axis2=-1)
+    inverse = np.linalg.inv(
+        k + np.finfo(dtype).eps * square[..., None, None] * np.eye(r, dtype=dtype)
+    )
+    share = (np.sum(m * m, axis=(-2, -1)) / square + r**-2.0) / (1 + r**-2.0)
+    g = np.sqrt(r * share / np.trace(inverse, axis1=-2, axis2=-1))
+    width = (np.finfo(dtype).eps * np.sqrt(square) + 1.2 * (1 - e) * g)[..., None, None]
+    damped = np.linalg.inv(e * m + 1j * width.astype(dtype) * np.eye(r, dtype=dtype))
+    return (e * damped.real).astype(dtype)
 
 
 def eigenproblem_fit(x: np.ndarray, y: np.ndarray) -> tuple:

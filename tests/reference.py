@@ -71,11 +71,19 @@ def fit(s, y, extrapolate, *, rank=None, eps=2.0**-52):
 
 
 def outside(m, z, extrapolate, eps):
-    """C = e X for the solution of [[W, e M], [e M, -W]] [X; X'] = [0; I], a real twin.
+    """C = e X for the solution of [[W, e M], [e M, -W]] [X; X'] = [0; I], a real twin."""
+    eye = np.eye(len(m), dtype=m.dtype)
+    w, curved = width(m, z, extrapolate, eps), extrapolate * m
+    block = np.block([[w, curved], [curved, -w]]).astype(m.dtype)
+    c = extrapolate * np.linalg.solve(block, np.concatenate([0 * eye, eye], axis=-2))[: len(m)]
+    return (c + c.T) / 2
 
-    W = d I + e f^2 / (d^2 + f^2) |Z| (eps^(1/2) (K + h) + eps^(3/2) K^-1) with K = Z Z^T / |Z|^2, h^2
-    the harmonic mean of its eigenvalues, f = e eps^(1/2), d = 1.2 (1 - e) g, and g^2 =
-    h^2 (|M|^2 / |Z|^2 + r^-2) / (1 + r^-2).
+
+def width(m, z, extrapolate, eps):
+    """W = d I + e f^2 / (d^2 + f^2) |Z| (eps^(1/2) (K + h) + eps^(3/2) K^-1), K = Z Z^T / |Z|^2.
+
+    h^2 is the harmonic mean of the eigenvalues of K, f = e eps^(1/2), d = 1.2 (1 - e) g, and
+    g^2 = h^2 (|M|^2 / |Z|^2 + r^-2) / (1 + r^-2).
     """
     n, total = len(m), np.sum(z * z)
     total = total if total > 0 else m.dtype.type(1)
@@ -86,12 +94,8 @@ def outside(m, z, extrapolate, eps):
     g = h * np.sqrt((np.sum(m * m) / total + max(n, 1) ** -2.0) / (1 + max(n, 1) ** -2.0))
     d, f = 1.2 * (1 - extrapolate) * g, extrapolate * eps**0.5
     floor = eps**0.5 * (k + h * eye) + eps**1.5 * inverse
-    width = (np.sqrt(total) * (d * eye + extrapolate * f**2 / (d**2 + f**2) * floor)).astype(
-        m.dtype
-    )
-    block = np.block([[width, extrapolate * m], [extrapolate * m, -width]]).astype(m.dtype)
-    c = extrapolate * np.linalg.solve(block, np.concatenate([0 * eye, eye]))[:n]
-    return (c + c.T) / 2
+    w = d * eye + extrapolate * f**2 / (d**2 + f**2) * floor
+    return (np.sqrt(total) * w).astype(m.dtype)
 
 
 def low_rank(factors, core):

@@ -289,7 +289,7 @@ def test_rank_14_of_16_is_recovered_in_float32():
 
 
 def test_one_pair_of_an_indefinite_hessian_never_gives_one_far_too_large():
-    """The scale of what M alone says of one step would: the worst of 500 then is in the hundreds."""
+    """A scale made of M alone would: the worst of 500 is then in the hundreds."""
     errors = []
     for seed in range(500):
         rng = np.random.default_rng(seed)

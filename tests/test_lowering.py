@@ -24,6 +24,7 @@ RECTANGULAR = lrj.LowRank(
     jax.ShapeDtypeStruct((4, DIM), np.float32),
 )
 SCALAR = jax.ShapeDtypeStruct((), np.float32)
+MANY = jax.ShapeDtypeStruct((300, 3), np.float32)
 MODEL = lrj.QuadraticModel(ROW, SCALAR, ROW, OPERATOR)
 
 
@@ -46,11 +47,26 @@ def first_update(opt):
     return lambda grad, x: opt.update(grad, opt.init(x), x)[0]
 
 
+def second(function):
+    """A derivative of the gradient, forward over reverse."""
+
+    def along(*args):
+        return jax.jvp(jax.grad(function, argnums=tuple(range(len(args)))), args, args)[1]
+
+    return along
+
+
 PUBLIC = {
     "fit": (lrj.fit, PAIRS),
     "fit traced": (lambda p, e, r: lrj.fit(p, extrapolate=e, rtol=r), PAIRS, SCALAR, SCALAR),
     "fit least norm": (lambda p: lrj.fit(p, extrapolate=0), PAIRS),
     "gradient of fit": (jax.grad(lambda p: lrj.fit(p).trace()), PAIRS),
+    "second derivatives of fit": (second(lambda p: lrj.fit(p).trace()), PAIRS),
+    "second derivatives of a batch of fits": (
+        second(lambda p: jnp.sum(jax.vmap(lambda p: lrj.fit(p).trace())(p))),
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype), PAIRS),
+    ),
+    "more pairs than dimensions": (lambda s: lrj.fit((s, s)), MANY),
     "centered": (lrj.centered, ROWS, ROWS),
     "from_first": (lrj.from_first, ROWS, ROWS),
     "successive": (lrj.successive, ROWS, ROWS),
@@ -75,6 +91,13 @@ PUBLIC = {
     "diagonal": (lambda h: h.diagonal(), OPERATOR),
     "solve": (lambda h, v, d: h.solve(v, d), OPERATOR, ROW, SCALAR),
     "logdet": (lambda h, d: h.logdet(d), OPERATOR, SCALAR),
+    "second derivatives of solve": (
+        second(lambda h, v: jnp.sum(h.solve(v, 1.0))),
+        OPERATOR,
+        ROW,
+    ),
+    "second derivatives of a truncation": (second(lambda h: h.truncate(2).trace()), OPERATOR),
+    "mapped and solved": (lambda h, v: h.map_spectrum(jax.nn.relu).solve(v, 1.0), OPERATOR, ROW),
     "gradient of logdet": (jax.grad(lambda h, d: h.logdet(d)), OPERATOR, SCALAR),
     "map_spectrum": (lambda h: h.map_spectrum(jnp.abs), OPERATOR),
     "sample": (lambda h, d: h.sample(jax.random.key(0), d, (3,)), OPERATOR, SCALAR),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lowrank_jax._core import checks, losses
+from lowrank_jax._core import checks, losses, scaling
 from lowrank_jax._core.types import Argnums, Loss, Vector
 from lowrank_jax._operators.symmetric import SymmetricLowRank
 
@@ -30,8 +30,8 @@ def expansion_at(loss: Loss, argnums: Argnums, has_aux: bool, curvature: Callabl
         at = jax.value_and_grad(losses.at(loss, argnums, rest, has_aux=has_aux), has_aux=has_aux)
         out, grad = at(x)
         value, aux = out if has_aux else (out, None)
-        poison = jnp.where(jnp.isfinite(value), 1, jnp.nan)
-        base = jax.tree.map(lambda g: g * poison.astype(g.dtype), grad)
+        finite = jnp.isfinite(value)
+        base = jax.tree.map(lambda g: g * scaling.nan_unless(finite, g.dtype), grad)
 
         def gradient(y):
             return at(y)[1]

@@ -68,9 +68,9 @@ def dominant_eigenpair(
     first = _Search(rows, rows, start, none, zero, large, large, none, none)
     last = lax.while_loop(unfinished, cycle, first)
     vector = jax.tree.map(lambda leaf: leaf[0], last.basis)
-    flag = jnp.where(last.error < eps**0.5, 1, jnp.nan).astype(last.value.dtype)
+    valid = scaling.nan_unless(last.error < eps**0.5, last.value.dtype)
     length = jnp.sqrt(tall.dot(vector, vector))
-    return flag * last.value, tall.times(flag / length, vector)
+    return valid * last.value, tall.times(valid / length, vector)
 
 
 def _restarted(search: _Search) -> _Search:

@@ -8,7 +8,7 @@ from jax import lax
 
 from lowrank_jax._clouds.pairs import SecantPairs, check, rounding
 from lowrank_jax._clouds.selection import compressed_pairs, left_out_errors
-from lowrank_jax._core import checks, scaling, structure, tall, xla
+from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.orthonormal import orthonormal
 from lowrank_jax._core.spectral import eigh, product, symmetrize
 from lowrank_jax._core.types import Rows, Scalar
@@ -109,7 +109,6 @@ def _diagnose(hessian, pairs, extrapolate):
     short, rank = compressed_pairs(pairs)
     noise = jnp.max(jnp.where(used | ~jnp.any(used), rounding(pairs), 0), initial=0)
     least_curvature = _least_curvature(lax.stop_gradient(short), noise)
-    short = short._replace(steps=xla.depend_on(short.steps, least_curvature))
     sizes_left_out = scaling.norms(short.grad_diffs) * scaling.reciprocal(
         scaling.norms(short.steps)
     )
@@ -120,7 +119,7 @@ def _diagnose(hessian, pairs, extrapolate):
     leave_one_out = jnp.where(jnp.any(used), scaling.ratio(*leave_one_out), 1)
     everything = (pairs.steps, pairs.grad_diffs, hessian)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(everything)]))
-    valid = jnp.where(finite, 1, jnp.nan).astype(g.dtype)
+    valid = scaling.nan_unless(finite, g.dtype)
     return Diagnosis(
         secant_residual=_resolved_ratio(residual, _total_norm(slopes), len(g)) * valid,
         asymmetry=_resolved_ratio(scaling.norm(g - g.T), 2 * scaling.norm(g), len(g)) * valid,

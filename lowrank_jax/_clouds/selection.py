@@ -6,7 +6,7 @@ from jax import lax
 
 from lowrank_jax._clouds.fit import fit
 from lowrank_jax._clouds.pairs import SecantPairs, check
-from lowrank_jax._core import checks, scaling, structure, tall, xla
+from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.orthonormal import orthonormal, thin_lq
 from lowrank_jax._core.types import Rows, Scalar
 
@@ -120,7 +120,7 @@ def compressed_pairs(pairs):
     outside = jax.tree.map(jnp.subtract, y, tall.combine(w, basis.rows))
     r = tall.gram(s, basis.rows)
     coordinates = thin_lq(outside).coordinates
-    steps = jnp.concatenate([xla.depend_on(r, coordinates), jnp.zeros_like(r)], axis=1)
+    steps = jnp.concatenate([r, jnp.zeros_like(r)], axis=1)
     slopes = jnp.concatenate([w, coordinates], axis=1)
     return SecantPairs(steps, slopes), jnp.sum(basis.kept)
 

@@ -83,7 +83,10 @@ class WhitenedPairs(NamedTuple):
         return symmetrize(product(v, (a + a.T) / (quality + quality.T), v.T))
 
     def rows(self, f: Callable, small: Any = None) -> Rows:
-        """The rows `f(small, Q, Z)`, linear in Q and Z, in one pass; f closes over no traced value."""
+        """The rows `f(small, Q, Z)`, linear in Q and Z, in one pass.
+
+        f closes over no traced value: what it needs is in `small`.
+        """
         small = self._small(), small
         return xla.blockwise_map(partial(_written, f), small, self.steps, self.grad_diffs)
 

@@ -24,10 +24,10 @@ class Transform(NamedTuple):
     Attributes:
       scale: (n,), powers of two near one over the largest entry of each row, constants.
       unit: (n,), one over the norms of the scaled rows, 0 for zero rows: `U = unit scale S`.
-      combine: (n, n), T: the rows of `R = T U` are orthonormal but for the rounding of U times
+      combine: (n, n), T: the rows of `B = T U` are orthonormal but for the rounding of U times
         its condition. A constant, as any combinations of the rows span the same space.
-      whiten: (n, n), W: those of `Q = W R` are orthonormal, and their derivatives too.
-      kept: (n,), False for rows of R and Q that are exactly zero.
+      whiten: (n, n), W: those of `Q = W B` are orthonormal, and remain so as the rows move.
+      kept: (n,), False for rows of B and Q that are exactly zero.
     """
 
     scale: jax.Array
@@ -77,18 +77,18 @@ def orthonormal_rows(to_rows: tuple, rows: Rows) -> Rows:
 
 
 def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transform:
-    """Finds orthonormal combinations of n rows: pivoted Cholesky rounds, then CholeskyQR.
+    """Finds orthonormal combinations of n rows: rounds of pivoted Cholesky, then whitening.
 
-    A round takes the Gram matrix G of the combinations so far, and its pivoted Cholesky factor
-    makes them orthonormal, as far as G can tell: down to directions of length sqrt(eps). What is
-    shorter is projected and lifted, all by one factor, for the next round to measure.
-    Well-conditioned rows need one round, others two or three. What is left is within 1/2 of the
-    identity, and its Cholesky factor whitens the rest.
+    A round takes the Gram matrix of the combinations so far, and its pivoted Cholesky factor
+    makes them orthonormal as far as that can tell: down to a length of sqrt(eps). What is
+    shorter is projected and lifted, for the next round to measure. Well-conditioned rows
+    need one round, others two or three. What is left is near the identity: W whitens it, and
+    carries all derivatives.
 
     Rank is decided here and nowhere else: unit rows that are known to within `noise` have
     combinations t that are known to within `noise |t|`, and one that is not twice as long
     vanishes. Its row becomes exactly zero, and all other combinations are made orthogonal
-    to t, so that T is the pseudo-inverse of `U R^T`, see `least_squares`.
+    to t, so that T is a pseudo-inverse, see `least_squares`.
 
     Args:
       rows: n rows, n at least 1, all leaves of one dtype (see `widen`).
@@ -99,7 +99,7 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
     Source: Fukaya, Kannan, Nakatsukasa, Yamamoto and Yanagisawa, Shifted Cholesky QR for computing
     the QR factorization of ill-conditioned matrices, SIAM J. Sci. Comput. 42 (2020), for rounds
     of CholeskyQR; Higham, Analysis of the Cholesky decomposition of a semi-definite matrix
-    (1990), for what pivots say of rank.
+    (1990), for pivots and rank.
     """
     n, dtype = structure.length(rows), structure.compute_dtype(rows)
     own = float(jnp.finfo(dtype).eps)

@@ -87,8 +87,8 @@ def inverse(m: jax.Array) -> jax.Array:
 
     Definite, real and symmetric or the complex `A + i B` of two symmetric matrices, B definite:
     then no diagonal entry vanishes on the way, and the largest is the pivot. For the complex
-    one it is the elimination of [[B, A], [A, -B]] by blocks of two: where the diagonal of A is small
-    it loses as many digits as `A^2 + B^2` would, and elsewhere none.
+    one it is the elimination of [[B, A], [A, -B]] by blocks of two: at worst, where the diagonal
+    of A is small, it loses as many digits as forming `A^2 + B^2` would.
 
     A loop over n rank-one updates is compiled in half the time of a factor and its
     triangular solves, takes as long for a batch of them, and no thread waits for another.

@@ -1,4 +1,4 @@
-"""What is written in a certain way for XLA's sake: passes in pieces, branches, batches, order.
+"""What is written in a certain way for XLA's sake: passes in pieces, and loops over batches.
 
 A chain of products along the long axis reads and writes that axis once for each link. Cut into
 pieces that fit the cache, the chain runs through piece by piece and memory is read once for all of
@@ -138,16 +138,6 @@ def map_rows(f: Callable, rows: Rows, batch_size: int | None) -> Any:
     if batch_size == 1:  # no batch of one: that would turn matrix products into batched ones
         return lax.map(f, rows)
     return lax.map(f, rows, batch_size=batch_size)
-
-
-def depend_on(x: jax.Array, earlier: jax.Array) -> jax.Array:
-    """X itself, known only when `earlier` is; not finite if that is not.
-
-    Two batched factorizations that run at once can deadlock the CPU's thread pool (JAX 0.10:
-    each waits, in a thread of the pool, for work of its own that waits for a thread).
-    So one of two that are independent is made to wait.
-    """
-    return x + 0 * jnp.sum(earlier)
 
 
 def iterate(body: Callable, state: Any, *, until: Callable, most: int) -> Any:

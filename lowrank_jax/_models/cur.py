@@ -77,9 +77,9 @@ def assemble(c, small, r, rtol, valid):
     rtol = 10 * max(k, n) * float(jnp.finfo(small.dtype).eps) if rtol is None else rtol
     rtol = jnp.asarray(rtol, small.dtype)
     valid &= jnp.all(jnp.isfinite(left)) & jnp.all(jnp.isfinite(right))
-    nan = jnp.where(valid & (rtol >= 0) & (rtol <= 1), 1, jnp.nan).astype(small.dtype)
+    valid = scaling.nan_unless(valid & (rtol >= 0) & (rtol <= 1), small.dtype)
     if k == 0 or n == 0:
-        return LowRank(c, jnp.zeros((n, k), small.dtype) * nan, r)
+        return LowRank(c, jnp.zeros((n, k), small.dtype) * valid, r)
 
     # Constant rotations of both sides: A_hat becomes diagonal, but for its derivative.
     unit = scaling.power_of_two(jnp.max(jnp.abs(small)))
@@ -93,7 +93,7 @@ def assemble(c, small, r, rtol, valid):
     size = scaling.power_of_two(jnp.maximum(jnp.pad(s, (0, n - len(s))), cut))
     left = tall.combine(vt / size[:, None], tall.scale(jnp.full(n, 1 / unit), left))
     right = tall.combine(u.T, right)
-    return LowRank(left.astype(c.dtype), size[:, None] * inverse * nan, right.astype(r.dtype))
+    return LowRank(left.astype(c.dtype), size[:, None] * inverse * valid, right.astype(r.dtype))
 
 
 def _outermost(w, v, rank):

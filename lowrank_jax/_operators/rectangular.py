@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax._core import checks, scaling, structure, tall, xla
+from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.orthonormal import thin_lq
 from lowrank_jax._core.spectral import product, svd
 from lowrank_jax._core.types import Rows, Vector
@@ -113,9 +113,7 @@ class LowRank:
         sign for each pair, and differentiate only where nonzero singular values are distinct.
         """
         left, core, right, exponent = self._balanced()
-        p = thin_lq(left)
-        one = xla.depend_on(jnp.ones(core.shape[1], core.dtype), lax.stop_gradient(p.coordinates))
-        q = thin_lq(tall.scale(one, right))
+        p, q = thin_lq(left), thin_lq(right)
         small = product(p.coordinates.T, core, q.coordinates)
         terms = product(jnp.abs(p.coordinates.T), jnp.abs(core), jnp.abs(q.coordinates))
         eps = jnp.finfo(core.dtype).eps

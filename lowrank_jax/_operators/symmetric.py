@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax._core import checks, scaling, structure, tall, xla
+from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.orthonormal import thin_lq
 from lowrank_jax._core.spectral import eigh, matrix_function, mirror, product, symmetrize
 from lowrank_jax._core.types import Rows, Scalar, Vector
@@ -430,9 +430,8 @@ class SymmetricLowRank:
         matrices within range, for an H of any magnitude.
         """
         checks.single(self.core)
-        # The factors wait for the core, whose making may be a factorization: see `depend_on`.
         factors, core = structure.widen((self.factors, self.core))
-        size = xla.depend_on(scaling.power_of_two(scaling.max_abs(factors)), core)
+        size = scaling.power_of_two(scaling.max_abs(factors))
         core = core * size[:, None] * size[None, :]
         unit = scaling.power_of_two(jnp.max(jnp.abs(core), initial=0))
         return tall.scale(1 / size, factors), core / unit, unit
@@ -483,7 +482,7 @@ def _log_determinant_jvp(primals, tangents):
     outside = h.shape[-1] - jnp.sum(scaling.norms(q) > 0).astype(damping.dtype)
     trace = jnp.trace(tall.gram(solve(q), q)) + outside / damping
     value = _log_determinant(*primals)
-    valid = jnp.where(jnp.isnan(value), jnp.nan, 1)
+    valid = scaling.nan_unless(~jnp.isnan(value), value.dtype)
     return value, (by_factors + by_core + trace * d_damping) * valid
 
 
@@ -510,5 +509,5 @@ def _behaviour_at_zero(f, dtype):
         )
     if not isinstance(value, jax.core.Tracer) and not value[0] == 0:
         raise ValueError(f"f must be 0 at 0, got {value[0]}; shift it, as the docstring shows")
-    valid = jnp.where(value[0] == 0, 1, jnp.nan).astype(dtype)
+    valid = scaling.nan_unless(value[0] == 0, dtype)
     return jnp.where(jnp.isfinite(slope[0]), slope[0], 0), valid

@@ -3,8 +3,8 @@
 In an orthonormal basis Q of their steps S the pairs say `Q H = Z = A Q + P`, see `whitened`. On a
 trajectory they are of unequal worth: the newest were measured where the trajectory is, and the
 weights that make M of A halve with each pair's age. What it misses, E = M - A, is zero on a
-quadratic and elsewhere says how far the pairs contradict each other. With `M = V diag(w) V^T` and q_i,
-p_i, e_i the rows of V^T Q, V^T P, V^T E, the model of the Hessian is
+quadratic and elsewhere says how far the pairs contradict each other. With `M = V diag(w) V^T` and
+q_i, p_i, e_i the rows of V^T Q, V^T P, V^T E, the model of the Hessian is
 
     B = sum_i d_i h_i h_i^T + c (I - Q^T Q),
     d_i = |w_i| + min(|e_i|, c),    h_i = q_i + sign(w_i) p_i / d_i.
