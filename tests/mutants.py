@@ -38,7 +38,7 @@ MUTANTS = (
     Mutant(
         "M is not symmetrised",
         "_clouds.fit",
-        "m, eye = symmetrize(a), ",
+        "m, eye = pairs.symmetric(a), ",
         "m, eye = a, ",
         "test_fit.py::test_inconsistent_pairs_are_least_squares_in_whitened_steps[0]",
     ),
@@ -54,8 +54,8 @@ MUTANTS = (
     Mutant(
         "curvature that is noise is extrapolated",
         "_clouds.fit",
-        "+ e * f**2 / (d**2 + f**2) * floor",
-        "+ 1e-30 * floor",
+        "w = d * eye + e * f**2 / (d**2 + f**2) * floor",
+        "w = d * eye + 1e-30 * floor",
         "test_hostile.py::"
         "test_what_has_nearly_no_curvature_extrapolates_to_a_bounded_operator[1e-10-float64]",
     ),
@@ -83,8 +83,8 @@ MUTANTS = (
     Mutant(
         "what is only rounding makes one of the D pairs",
         "_clouds.whitened",
-        "seen = lax.stop_gradient(sizes > 2 * noise).astype(u.dtype)",
-        "seen = jnp.ones_like(sizes)",
+        "seen = (sizes > 2 * rounding_of_rows(len(c.T), u.dtype, eps) * jnp.max(sizes))",
+        "seen = (sizes >= 0)",
         "test_fit.py::"
         "test_hundreds_of_pairs_in_few_dimensions_have_as_many_factors_as_dimensions[False-3]",
     ),

@@ -14,24 +14,29 @@ minimises `|Q H - Z|_F` over the symmetric H: the least squares of the secant eq
 C = 0 is the H of least Frobenius norm, C = M^+ the one of least rank. Between them, for e
 in [0, 1], C is an inverse of M that is damped where curvature is small,
 
-    C = e Re (e M + i W)^-1,    W = d I + e f^2 / (d^2 + f^2) F,    d = 1.2 (1 - e) g,
+    C = e Re (e M + i W)^-1 = (M + W M^-1 W / e^2)^-1,
+    W = d I + e f^2 / (d^2 + f^2) F,    d = 1.2 (1 - e) g,
 
-which is `e^2 M (e^2 M^2 + W^2)^-1` where W commutes with M, as it does but for F. The scale g is
-made of h, the harmonic mean of the singular values of Z: with `K = Z Z^T` and the rank r,
+where the second form shows that `0 <= C <= M^+` for a positive semidefinite M: then `H_r <= H`.
+
+The damping d. With `K = Z Z^T` and the rank r, h^2 is the harmonic mean of the squared singular
+values of Z, and s the share of Z that lies within the span of the steps:
 
     h^2 = r / tr K^-1,    g^2 = h^2 (s + r^-2) / (1 + r^-2),    s = |M|^2 / |Z|^2.
 
-h vanishes with any singular value: if H has a lower rank than the steps, C = M^+ at every e > 0.
-s is the share of Z that lies within the span. Random steps in many dimensions see little of it,
-and all curvatures in M are then small beside Z: what is one among many says nothing of
-noise, what is a single one may (r^-2). F, of the size of rounding, keeps noise from being
-inverted where d does not; in units of |Z|,
+h vanishes with the smallest singular value: if H has a lower rank than the steps, C = M^+ at
+every e > 0, but for rounding. Of H in many dimensions random steps see little within their span:
+all of M is small beside Z, and with many steps that is typical, so g shrinks with s. With one
+step or two it may be an accident, and r^-2 limits the shrinking.
 
-    F = eps^(1/2) (K + h I) + eps^(3/2) K^-1,    f = e eps^(1/2).
+The floor F, which takes over where d falls below f, keeps rounding from being inverted. In units
+of |Z|, and with K + 8 eps I in place of K wherever it is inverted, as its sums are rounded,
 
-Its first term bounds directions that H turns without curving them, as SR1's skip rule does; the
-last is for those of which H makes nothing but rounding. The 1.2 and g are heuristics, chosen by
-measurement. For a positive semidefinite H and consistent pairs `0 <= C <= M^+`, so `H_r <= H`.
+    F = eps^(1/2) (K + h I + 8 eps K^-1),    f = e eps^(1/2).
+
+The first term bounds what is made of a direction q that H turns, `q H q^T ~ 0`, but not `q H`, as
+SR1's skip rule does; the last is as large as eps^(1/2) where H makes of q nothing but
+rounding. The 1.2, g and F are heuristics, chosen by measurement.
 """
 
 from typing import Any
@@ -41,7 +46,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax._clouds.pairs import SecantPairs, check
-from lowrank_jax._clouds.whitened import no_more_than_dimensions, whiten
+from lowrank_jax._clouds.whitened import compress_to_dimension, whiten
 from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.spectral import inverse, mirror, product, symmetrize
 from lowrank_jax._core.types import Rows, Scalar
@@ -62,26 +67,27 @@ def fit(
     Consistent pairs are satisfied exactly at any `extrapolate`. Inconsistent ones
     (a loss that is not quadratic on the cloud) are met in the least-squares sense of
     this module's text: in whitened steps, so that mixing the pairs changes nothing.
-    Dependent, repeated, zero and more than D pairs are handled by masks; a
-    non-finite entry makes the whole operator NaN.
+    Pairs may be dependent, repeated, zero, or more than D; a non-finite entry makes
+    the whole operator NaN.
 
     What the pairs cannot tell is how H acts outside the span of the steps, and
     `extrapolate` decides:
 
     * 0 assumes nothing: the H of least Frobenius norm (the multisecant Powell-symmetric-Broyden
       update of zero). It differentiates wherever the rank of the steps is constant.
-    * 1 assumes rank n: `Y^T (S Y^T)^+ Y` (block SR1 from zero, Nystrom), exact if
-      rank H <= n. For an indefinite H it is large now and then, and it changes fast where
-      `S Y^T` is about to lose rank: by 1 / sqrt(eps) at most.
+    * 1 assumes rank n: where S Y^T is regular it is `Y^T (S Y^T)^-1 Y` (block SR1 from zero,
+      Nystrom), and it is exact if rank H <= n. For an indefinite H it is large now and then, and
+      it changes fast where `S Y^T` is about to lose rank: by 1 / sqrt(eps) at most.
     * Between, a direction extrapolates the more, the larger its curvature is beside the
       others'. An H of lower rank than the steps is exact at any value above 0. The
       default, 2/3, is a heuristic: near the best of all fixed values over many spectra.
 
-    Below 1 the H_r of a positive semidefinite Hessian is below it, `H_r <= H`, and indefinite. On
+    Below 1 the H_r of a positive semidefinite Hessian is below it, `H_r <= H`, and indefinite
+    unless it is exact. On
     decaying spectra and random steps the smallest over the largest eigenvalue is -0.2 to -0.9 at 0
     and, at 2/3, 0 to -0.06 for 16 pairs, to -0.16 for 2 and to -0.6 for one.
-    At any value a direction extrapolates only if its curvature rises above rounding and
-    above sqrt(eps) times what it would extrapolate (the skip rule of SR1).
+    At any value a direction q extrapolates only as far as its curvature rises above rounding and
+    above sqrt(eps) times the length of `q H` (the skip rule of SR1).
 
     Args:
       pairs: steps (n, ...) and gradient differences (n, ...), pytrees of one structure, as
@@ -89,7 +95,8 @@ def fit(
         bfloat16 and float16 are computed in float32.
       extrapolate: in [0, 1]; may be traced, and one outside then makes the operator NaN.
       rtol: directions of the unit steps below `rtol` times the largest singular value
-        are dropped, as in `jnp.linalg.pinv`; None drops what is rounding noise.
+        are dropped, as in `jnp.linalg.pinv`; None drops what is rounding noise. Which ones is a
+        constant to differentiation.
 
     Returns:
       `SymmetricLowRank` with 2n factors, leaves in the dtypes of the steps; where 2n is D or more,
@@ -130,11 +137,13 @@ def _fit(steps: Rows, grad_diffs: Rows, extrapolate: Any, rtol: Any) -> Symmetri
     wide = structure.widen((steps, grad_diffs))
     vector = structure.row(wide[0])
     if n > structure.size(vector):
-        wide = no_more_than_dimensions(*wide, eps=eps)
-    pairs = whiten(*map(structure.pack, wide), eps=eps, rtol=rtol)
+        wide, pinv_rtol = compress_to_dimension(*wide, eps=eps, rtol=rtol), None
+    else:
+        wide, pinv_rtol = tuple(map(structure.pack, wide)), rtol
+    pairs = whiten(*wide, eps=eps, rtol=pinv_rtol)
     a, k = pairs.products()
-    m, eye = symmetrize(a), jnp.eye(len(a), dtype=a.dtype)
-    core = jnp.block([[m, eye], [eye, _outside(m, k, pairs.kept, extrapolate)]])
+    m, eye = pairs.symmetric(a), jnp.eye(len(a), dtype=a.dtype)
+    core = jnp.block([[m, eye], [eye, _damped_inverse(m, k, pairs.kept, extrapolate)]])
     factors = pairs.rows(_factors, a)  # the rows of Q and P
 
     valid = pairs.finite & (extrapolate >= 0) & (extrapolate <= 1)
@@ -152,19 +161,21 @@ def _factors(a, q, z):
     return jax.tree.map(lambda q, z: jnp.concatenate([q, z - tall.combine(a, q)]), q, z)
 
 
-def _outside(m, k, kept, e):
+def _damped_inverse(m, k, kept, e):
     """The C of this module's text, zero where not kept."""
     eps = float(jnp.finfo(m.dtype).eps)
     eye, dropped = jnp.eye(len(m), dtype=m.dtype), jnp.diag(1 - kept.astype(m.dtype))
-    square = jnp.trace(k)  # |Z|^2
-    square = jnp.where(square > 0, square, 1)
-    size, rank = jnp.sqrt(square), jnp.maximum(jnp.sum(kept), 1).astype(m.dtype)
+    norm_squared = jnp.trace(k)  # |Z|^2
+    norm_squared = jnp.where(norm_squared > 0, norm_squared, 1)
+    norm, rank = jnp.sqrt(norm_squared), jnp.maximum(jnp.sum(kept), 1).astype(m.dtype)
 
-    inverse_k = inverse(k + square * (eps * eye + dropped))
+    sums = 8 * eps * norm_squared  # what inner products of Z may round: else K is not definite
+    inverse_k = inverse(k + sums * eye + norm_squared * dropped)
     trace = jnp.sum(jnp.where(kept, jnp.diagonal(inverse_k), 0))
     h = jnp.sqrt(rank / jnp.where(trace > 0, trace, 1))
-    g = h * jnp.sqrt((jnp.sum(m * m) / square + rank**-2) / (1 + rank**-2))
-    d, f = DAMPING * (1 - e) * g, e * eps**0.5 * size
-    floor = eps**0.5 * (k / size + h * eye) + (eps**0.5 * size) ** 3 * inverse_k
-    width = d * eye + e * f**2 / (d**2 + f**2) * floor + size * dropped
-    return e * symmetrize(jnp.real(inverse(lax.complex(e * m, width))))
+    g = h * jnp.sqrt((jnp.sum(m * m) / norm_squared + rank**-2) / (1 + rank**-2))
+    d, f = DAMPING * (1 - e) * g, e * eps**0.5 * norm
+    floor = eps**0.5 * (k / norm + h * eye + norm * sums * inverse_k)
+    w = d * eye + e * f**2 / (d**2 + f**2) * floor
+    w += norm * dropped  # regular; 1 / i has no real part
+    return e * symmetrize(jnp.real(inverse(lax.complex(e * m, w))))

@@ -32,22 +32,23 @@ from lowrank_jax._core.orthonormal import (
     least_squares,
     orthonormal,
     orthonormal_rows,
+    rounding_of_rows,
     whitening,
 )
-from lowrank_jax._core.spectral import eigh, product, symmetrize
+from lowrank_jax._core.spectral import eigh, product, svd, symmetrize
 from lowrank_jax._core.types import Rows, Scalar
 
 
 class WhitenedPairs(NamedTuple):
     """Pairs (S, Y) as `Q H = Z`; Q and Z are combined from them where they are read.
 
-    H is measured in a unit of its own, a power of two, so that products of Z keep their digits.
+    H is measured in a unit of its own, a power of two, so that Z Z^T neither over- nor underflows.
 
     Attributes:
       steps: n rows S.
       grad_diffs: n rows Y.
-      to_steps: the combinations that make Q of S.
-      to_grad_diffs: (n, n), the combinations that make Z of Y.
+      from_steps: the combinations that make Q of S.
+      from_grad_diffs: (n, n), those that make Z of the Y that goes with unit steps.
       unit: the unit of H.
       finite: whether all numbers of the pairs are finite, and H is within the range of the dtype.
       coordinates: (n, n), R.
@@ -56,8 +57,8 @@ class WhitenedPairs(NamedTuple):
 
     steps: Rows
     grad_diffs: Rows
-    to_steps: Transform
-    to_grad_diffs: jax.Array
+    from_steps: Transform
+    from_grad_diffs: jax.Array
     unit: jax.Array
     finite: jax.Array
     coordinates: jax.Array
@@ -65,8 +66,8 @@ class WhitenedPairs(NamedTuple):
 
     @property
     def kept(self) -> jax.Array:
-        """(n,), which rows of Q and Z are not zero: as many as the rank of S."""
-        return self.to_steps.kept
+        """(n,), which rows of Q are not zero: as many as the rank of S."""
+        return self.from_steps.kept
 
     def products(self) -> tuple[jax.Array, jax.Array]:
         """`A = Z Q^T` and `K = Z Z^T`, (n, n) each."""
@@ -77,13 +78,14 @@ class WhitenedPairs(NamedTuple):
         if self.quality is None:
             return symmetrize(a)
         quality, v = self.quality
-        # Where nothing was measured, both sides count alike.
-        quality = jnp.maximum(quality, jnp.finfo(a.dtype).eps ** 2)[:, None]
+        # Where next to nothing was measured, both sides count alike.
+        info = jnp.finfo(a.dtype)
+        quality = jnp.maximum(quality, info.eps * quality[-1] + info.tiny)[:, None]
         a = quality * product(v.T, a, v)
         return symmetrize(product(v, (a + a.T) / (quality + quality.T), v.T))
 
     def rows(self, f: Callable, small: Any = None) -> Rows:
-        """The rows `f(small, Q, Z)`, linear in Q and Z, in one pass.
+        """The rows `f(small, Q, Z)` in one pass; f computes column by column, from leaves.
 
         f closes over no traced value: what it needs is in `small`.
         """
@@ -91,25 +93,31 @@ class WhitenedPairs(NamedTuple):
         return xla.blockwise_map(partial(_written, f), small, self.steps, self.grad_diffs)
 
     def _small(self):
-        per_unit = jnp.where(self.to_steps.unit > 0, 1 / self.unit, 0)  # no step, no equation
-        return self.to_steps.to_rows, self.to_grad_diffs, per_unit
+        per_unit = jnp.where(self.from_steps.unit > 0, 1 / self.unit, 0)  # no step, no equation
+        return self.from_steps.to_rows, self.from_grad_diffs, per_unit
 
 
-def no_more_than_dimensions(steps: Rows, grad_diffs: Rows, *, eps: float) -> tuple[Rows, Rows]:
+def compress_to_dimension(
+    steps: Rows, grad_diffs: Rows, *, eps: float, rtol: Scalar | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Replaces n pairs in D < n dimensions by D pairs with the same least squares.
 
     With the rows of C an orthonormal basis of the columns of the unit steps U, and V what goes
     with U, the pairs are (C U, C V): in whitened steps no mixing of the pairs changes anything.
-    A row of C U that is rounding stays zero. D x D and D x n matrices alone.
+    The singular values of C U are those of U, and `rtol` is applied here, where they are known: the
+    pairs of a whitened step are of unit length. D x D and D x n matrices alone.
     """
-    unit = scaling.reciprocal(scaling.norms(steps))
-    u, v = (structure.matrix(tall.scale(unit, rows)) for rows in (steps, grad_diffs))
+    inverse_norms = scaling.reciprocal(scaling.norms(steps))
+    u, v = (structure.matrix(tall.scale(inverse_norms, rows)) for rows in (steps, grad_diffs))
     c = orthonormal(u.T, eps=eps).rows  # (D, n)
-    u, v = tall.combine(c, u), tall.combine(c, jnp.where(unit[:, None] > 0, v, 0))
-    sizes = scaling.norms(u)
-    own = float(jnp.finfo(u.dtype).eps)
-    noise = (len(unit) ** 0.5 * own + (eps / 2 if eps > own else 0)) * jnp.max(sizes)
-    seen = lax.stop_gradient(sizes > 2 * noise).astype(u.dtype)
+    u, v = tall.combine(c, u), tall.combine(c, v)
+    if rtol is not None:
+        x, s, _ = svd(lax.stop_gradient(u))
+        x = jnp.where((s > rtol * s[0])[None, :], x, 0)
+        u, v = tall.combine(x.T, u), tall.combine(x.T, v)
+    # A coordinate that is only rounding was lifted in U^T, and must not become a step again.
+    sizes = lax.stop_gradient(scaling.norms(u))
+    seen = (sizes > 2 * rounding_of_rows(len(c.T), u.dtype, eps) * jnp.max(sizes)).astype(u.dtype)
     return tall.scale(seen, u), tall.scale(seen, v)
 
 
@@ -132,6 +140,7 @@ def whiten(
         transform, quality = _weighted(transform, coordinates, found.kept, weights)
     largest, steepest = scaling.max_abs(steps), scaling.max_abs(grad_diffs)
     unit = scaling.power_of_two(jnp.max(jnp.where(largest > 0, steepest * found.scale, 0)))
+    # A scale that vanishes in the unit of H stands for an H beyond the range of the dtype.
     finite = jnp.isfinite(largest) & jnp.isfinite(steepest) & (found.scale / unit > 0)
     transform = transform * found.unit[None, :]
     return WhitenedPairs(
@@ -159,9 +168,9 @@ def _rows_of(small, s, y):
 
     Y is scaled before it is combined: the scale of tiny steps times T would overflow.
     """
-    to_rows, to_grad_diffs, per_unit = small
+    to_rows, from_grad_diffs, per_unit = small
     y = tall.scale(per_unit, tall.scale(to_rows[0], y))
-    return orthonormal_rows(to_rows, s), tall.combine(to_grad_diffs, y, grouped=True)
+    return orthonormal_rows(to_rows, s), tall.combine(from_grad_diffs, y, grouped=True)
 
 
 def _products(small, s, y):

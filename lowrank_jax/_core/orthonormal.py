@@ -25,7 +25,8 @@ class Transform(NamedTuple):
       scale: (n,), powers of two near one over the largest entry of each row, constants.
       unit: (n,), one over the norms of the scaled rows, 0 for zero rows: `U = unit scale S`.
       combine: (n, n), T: the rows of `B = T U` are orthonormal but for the rounding of U times
-        its condition. A constant, as any combinations of the rows span the same space.
+        its condition. A constant, and so is `unit` in it: other combinations of the rows span the
+        same space (but those that `rtol` drops, which are constants to differentiation).
       whiten: (n, n), W: those of `Q = W B` are orthonormal, and remain so as the rows move.
       kept: (n,), False for rows of B and Q that are exactly zero.
     """
@@ -80,13 +81,13 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
     """Finds orthonormal combinations of n rows: rounds of pivoted Cholesky, then whitening.
 
     A round takes the Gram matrix of the combinations so far, and its pivoted Cholesky factor
-    makes them orthonormal as far as that can tell: down to a length of sqrt(eps). What is
+    makes them orthonormal as far as that can tell: down to a length of sqrt(n eps). What is
     shorter is projected and lifted, for the next round to measure. Well-conditioned rows
     need one round, others two or three. What is left is near the identity: W whitens it, and
     carries all derivatives.
 
-    Rank is decided here and nowhere else: unit rows that are known to within `noise` have
-    combinations t that are known to within `noise |t|`, and one that is not twice as long
+    The rank of rows is decided here and nowhere else: unit rows that are known to within `noise`
+    have combinations t that are known to within `noise |t|`, and one that is not twice as long
     vanishes. Its row becomes exactly zero, and all other combinations are made orthogonal
     to t, so that T is a pseudo-inverse, see `least_squares`.
 
@@ -103,7 +104,7 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
     """
     n, dtype = structure.length(rows), structure.compute_dtype(rows)
     own = float(jnp.finfo(dtype).eps)
-    noise = 1.2 * math.sqrt(n) * own + (eps / 2 if eps > own else 0)  # of sums, and of the data
+    noise = rounding_of_rows(n, dtype, eps)
     scale = 1 / scaling.power_of_two(scaling.max_abs(rows))
     eye = jnp.eye(n, dtype=dtype)
     inner = xla.blockwise_sum(_combined_gram, (scale, None), rows)
@@ -122,8 +123,8 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
         combine = _pivoted_cholesky(combine, inner, kept)
         return combine, measure(combine), kept
 
-    def orthonormal_enough(state):  # for `inverse_root`
-        _, inner, kept = state
+    def orthonormal_enough(state):
+        _, inner, kept = state  # off = eps^(1/3): `inverse_root` is right to eps then
         off = jnp.where(kept[:, None] & kept[None, :], inner - eye, 0)
         return (jnp.sum(off * off) < own ** (2 / 3)) & jnp.all(known(*state) == kept)
 
@@ -140,39 +141,50 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
     return Transform(scale, unit, combine, whiten, kept)
 
 
+def rounding_of_rows(n: int, dtype: jnp.dtype, eps: float) -> float:
+    """How far the direction of a unit row may be off, of combinations of n with unit length.
+
+    By sums of n terms, 1.2 sqrt(n) roundings (a heuristic between what is typical and what is
+    possible), and by data that are rounded to `eps`, if that is more than their dtype's.
+    """
+    own = float(jnp.finfo(dtype).eps)
+    return 1.2 * math.sqrt(n) * own + (eps / 2 if eps > own else 0)
+
+
 def _pivoted_cholesky(combine, inner, kept):
     """One round: combinations of the rows with Gram matrix `inner`, orthonormal where it can tell.
 
     Gram-Schmidt on `[G | T]`, the longest row first. A row that is not kept is a combination t
-    that vanishes: all others lose their part along t, which changes no row of `T U`.
+    that vanishes: all others, those that were taken too, lose their part along t, which
+    changes no row of `T U`.
     """
     n = len(inner)
     order = jnp.arange(n)
-    short = 4 * n * float(jnp.finfo(inner.dtype).eps) * jnp.diagonal(inner)
+    short = 4 * n * float(jnp.finfo(inner.dtype).eps) * jnp.diagonal(inner)  # what G can't tell
 
     def step(_, state):
-        rows, length = state  # 0 for rows that were not yet taken
-        free = length == 0
+        rows, squares = state  # 0 for rows that were not yet taken
+        free = squares == 0
         taken = jnp.argmax(jnp.where(free, jnp.diagonal(rows[:, :n]), -1))
         row, vanishes = rows[taken], ~kept[taken]
-        along = jnp.where(free & (row[taken] > short[taken]), row[:n], 0)
+        along = jnp.where(free & (row[taken] > short[taken]), row[:n], 0)  # 0: only lifted
         along = jnp.where(vanishes, product(rows[:, n:], row[n:]), along)
         along = along / jnp.where(along[taken] == 0, 1, along[taken])
-        size = jnp.where(vanishes, 1, jnp.maximum(row[:n], short))
-        length = jnp.where(order == taken, size, length)
+        square = jnp.where(vanishes, 1, jnp.maximum(row[taken], short[taken]))
+        squares = jnp.where(order == taken, square, squares)
         rows -= jnp.where(order == taken, 0, along)[:, None] * row[None, :]
-        return rows, length
+        return rows, squares
 
     both = kept[:, None] & kept[None, :]
     rows = jnp.concatenate([jnp.where(both, inner, 0), combine], axis=1)
-    rows, length = lax.fori_loop(0, n, step, (rows, jnp.zeros_like(short)))
-    return rows[:, n:] * jnp.where(kept, lax.rsqrt(length), 1)[:, None]
+    rows, squares = lax.fori_loop(0, n, step, (rows, jnp.zeros_like(short)))
+    return rows[:, n:] * jnp.where(kept, lax.rsqrt(squares), 1)[:, None]
 
 
 def _truncated(rows, scale, unit, combine, inner, kept, rtol):
     """Combinations that span the right singular vectors of the unit rows above `rtol` alone.
 
-    For `U = X diag(s) V^T Q` they are `diag(1 / s) X^T = V^T T`. Of the latter, the accurate one,
+    For `U = X diag(s) V^T Q` they are `diag(1 / s) X^T = V^T T`. V^T T is the more accurate, once
     what rounding has left along dropped columns of X is projected out.
     """
     kept_inner = jnp.where(kept[:, None] & kept[None, :], inner, 0)
@@ -195,12 +207,12 @@ def least_squares(found: Transform, rows: Rows) -> tuple[jax.Array, jax.Array]:
     # W T, summed so that a long row of T is rounded once, not with each term that is added to it.
     t, w = found.combine, lax.stop_gradient(found.whiten)
     transform = t + product(w - jnp.diag(found.kept.astype(w.dtype)), t)
-    return _pseudo_inverse(transform, coordinates), coordinates
+    return _with_pinv_derivative(transform, coordinates), coordinates
 
 
 @jax.custom_jvp
-def _pseudo_inverse(transform: jax.Array, coordinates: jax.Array) -> jax.Array:
-    """The transform, known to be `T = R^+` for the coordinates R of rank n but for zero columns.
+def _with_pinv_derivative(transform: jax.Array, coordinates: jax.Array) -> jax.Array:
+    """The transform, known to be `T = R^+` for coordinates R whose nonzero columns are independent.
 
     The derivative at constant rank,
 
@@ -215,9 +227,9 @@ def _pseudo_inverse(transform: jax.Array, coordinates: jax.Array) -> jax.Array:
     return transform
 
 
-@_pseudo_inverse.defjvp
-def _pseudo_inverse_jvp(primals, tangents):
-    t, (_, r), dr = _pseudo_inverse(*primals), primals, tangents[1]
+@_with_pinv_derivative.defjvp
+def _with_pinv_derivative_jvp(primals, tangents):
+    t, (_, r), dr = _with_pinv_derivative(*primals), primals, tangents[1]
     dependent = jnp.any(jnp.all(t == 0, axis=1))
     residual = jnp.where(dependent, jnp.eye(len(t), dtype=t.dtype) - product(r, t), 0)
     return t, product(t, t.T, dr.T, residual) - product(t, dr, t)

@@ -69,7 +69,8 @@ def inverse_root(m: jax.Array, identity: jax.Array) -> jax.Array:
 
     The first terms of `M^(-1/2)`: for `|M - I| = t` the error is `5 t^3 / 16`. With L(.) for the
     lower triangle and half of the diagonal, `dW = -L(W dM W^T) W` gives W M W^T no
-    derivative, of any order. Rows of `identity` that are zero, as those of M then are, stay zero.
+    derivative, of any order: it is that of a Cholesky factor, so that second ones commute. Rows
+    of `identity` that are zero, as those of M then are, stay zero.
     """
     return (15 * identity - 10 * m + 3 * product(m, m)) / 8
 

@@ -33,7 +33,7 @@ def blockwise_sum(f: Callable, small: Any, *rows: Rows) -> Any:
 
 
 def with_derivative_of(value: Any, f: Callable, small: Any, *rows: Rows) -> Any:
-    """The value, known already, with the derivatives of `blockwise_sum(f, small, *rows)`."""
+    """The known value of `blockwise_sum(f, small, *rows)`, taken anew for derivatives alone."""
     return _with_derivative_of(f, value, small, rows)
 
 
@@ -114,13 +114,13 @@ def _blockwise_map(f, small, rows):
         shape = leaves[0].shape[1:]
         leaves = [x.reshape(len(x), -1) for x in leaves]
         size = leaves[0].shape[1]
-        first = f(small, *[x[:, :width] for x in leaves])
+        first = jax.eval_shape(f, small, *[x[:, :width] for x in leaves])
 
-        def write(i, written):  # the last piece overlaps the one before
+        def write(i, written):  # the last piece overlaps the one before: slices stay within
             pieces = [lax.dynamic_slice_in_dim(x, i * width, width, 1) for x in leaves]
             return lax.dynamic_update_slice_in_dim(written, f(small, *pieces), i * width, 1)
 
-        out = lax.empty((len(first), size), first.dtype)
+        out = lax.empty((first.shape[0], size), first.dtype)
         return lax.fori_loop(0, -(-size // width), write, out).reshape(-1, *shape)
 
     return _whole_map(leaf_map, small, rows)

@@ -63,7 +63,7 @@ def direction(
         c = _complement(product(newest, a, newest), product(newest, k, newest), top, first)
         noise = jnp.minimum(jnp.linalg.norm(product(v.T, m - a), axis=1), c)
     else:
-        noise = c = damping / pairs.unit
+        noise = c = jnp.asarray(damping, m.dtype) / pairs.unit
 
     rounding = len(w) * eps * top
     curved = jnp.abs(w) > jnp.maximum(eps**0.5 * outside, rounding)
