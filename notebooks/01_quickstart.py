@@ -123,8 +123,8 @@ exact, *hessian_seconds = timed(twice_differentiated, images, labels, params)
 #
 # * `0` assumes nothing: among all symmetric matrices that fit, the one of least norm;
 # * `1` assumes that `H` has no more than rank 16, and takes the matrix of that rank that fits;
-# * `2/3`, the default, assumes this only of the two thirds of the measured directions in which
-#   the curvature is largest.
+# * `2/3`, the default, assumes it the more of a measured direction, the larger its curvature
+#   is beside that of the others.
 #
 # At 1, the rank of `H_r` is 16 as a rule; below 1 it is larger, at most 32.
 #

@@ -80,7 +80,7 @@ def outside(m, z, extrapolate, eps):
 
 
 def width(m, z, extrapolate, eps):
-    """W = d I + e f^2 / (d^2 + f^2) |Z| eps^(1/2) (K + h + 8 eps K^-1), K = Z Z^T / |Z|^2.
+    """W = d I + e f^2 / (d^2 + f^2) |Z| eps^(1/2) (K + h + eps K^-1), K = Z Z^T / |Z|^2.
 
     h^2 is the harmonic mean of the eigenvalues of K, f = e eps^(1/2), d = 1.2 (1 - e) g, and
     g^2 = h^2 (|M|^2 / |Z|^2 + r^-2) / (1 + r^-2).
@@ -89,11 +89,11 @@ def width(m, z, extrapolate, eps):
     total = total if total > 0 else m.dtype.type(1)
     eye = np.eye(n, dtype=m.dtype)
     k = z @ z.T / total
-    inverse = np.linalg.inv(k + 8 * eps * eye)
+    inverse = np.linalg.inv(k + eps * eye)
     h = 1 / np.sqrt(np.mean(np.diag(inverse))) if n else 1
     g = h * np.sqrt((np.sum(m * m) / total + max(n, 1) ** -2.0) / (1 + max(n, 1) ** -2.0))
     d, f = 1.2 * (1 - extrapolate) * g, extrapolate * eps**0.5
-    floor = eps**0.5 * (k + h * eye + 8 * eps * inverse)
+    floor = eps**0.5 * (k + h * eye + eps * inverse)
     w = d * eye + extrapolate * f**2 / (d**2 + f**2) * floor
     return (np.sqrt(total) * w).astype(m.dtype)
 

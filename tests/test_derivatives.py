@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,8 +168,5 @@ def test_derivatives_of_a_batch_are_those_of_its_members(rng, of_batch, of_one):
     s, y = rng.normal(size=(2, 3, N, DIM))
     found, of_one = jax.jit(of_batch)(s, y), jax.jit(of_one)
     for i in range(3):
-        jax.tree.map(
-            lambda ours, one, i=i: np.testing.assert_allclose(ours[i], one, rtol=1e-9, atol=1e-9),
-            found,
-            of_one(s[i], y[i]),
-        )
+        ours = jax.tree.map(lambda leaf, i=i: leaf[i], found)
+        chex.assert_trees_all_close(ours, of_one(s[i], y[i]), rtol=1e-9, atol=1e-9)

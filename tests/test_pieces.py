@@ -1,5 +1,6 @@
 """Passes in pieces, and packed leaves: the same numbers and derivatives as in one piece."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,11 +92,8 @@ def test_packed_rows_unpack_to_what_they_were(rng):
     packed = structure.pack(rows)
     assert [leaf.shape for leaf in packed] == [(3, 5), (3, 70_000)]
     twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), packed)
-    jax.tree.map(
-        lambda found, leaf: np.testing.assert_array_equal(found, np.concatenate([leaf, leaf])),
-        structure.unpack(twice, v),
-        rows,
-    )
+    expected = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), rows)
+    chex.assert_trees_all_equal(structure.unpack(twice, v), expected)
     mixed = {"a": rows["a"], "b": np.float32(rows["b"])}
     assert structure.pack(mixed) is mixed
 

@@ -30,9 +30,9 @@ all of M is small beside Z, and with many steps that is typical, so g shrinks wi
 step or two it may be an accident, and r^-2 limits the shrinking.
 
 The floor F, which takes over where d falls below f, keeps rounding from being inverted. In units
-of |Z|, and with K + 8 eps I in place of K wherever it is inverted, as its sums are rounded,
+of |Z|, and with K + eps I in place of K wherever it is inverted,
 
-    F = eps^(1/2) (K + h I + 8 eps K^-1),    f = e eps^(1/2).
+    F = eps^(1/2) (K + h I + eps K^-1),    f = e eps^(1/2).
 
 The first term bounds what is made of a direction q that H turns, `q H q^T ~ 0`, but not `q H`, as
 SR1's skip rule does; the last is as large as eps^(1/2) where H makes of q nothing but
@@ -169,13 +169,13 @@ def _damped_inverse(m, k, kept, e):
     norm_squared = jnp.where(norm_squared > 0, norm_squared, 1)
     norm, rank = jnp.sqrt(norm_squared), jnp.maximum(jnp.sum(kept), 1).astype(m.dtype)
 
-    sums = 8 * eps * norm_squared  # what inner products of Z may round: else K is not definite
-    inverse_k = inverse(k + sums * eye + norm_squared * dropped)
+    least = eps * norm_squared
+    inverse_k = inverse(k + least * eye + norm_squared * dropped, least)
     trace = jnp.sum(jnp.where(kept, jnp.diagonal(inverse_k), 0))
     h = jnp.sqrt(rank / jnp.where(trace > 0, trace, 1))
     g = h * jnp.sqrt((jnp.sum(m * m) / norm_squared + rank**-2) / (1 + rank**-2))
     d, f = DAMPING * (1 - e) * g, e * eps**0.5 * norm
-    floor = eps**0.5 * (k / norm + h * eye + norm * sums * inverse_k)
+    floor = eps**0.5 * (k / norm + h * eye + norm * least * inverse_k)
     w = d * eye + e * f**2 / (d**2 + f**2) * floor
     w += norm * dropped  # regular; 1 / i has no real part
     return e * symmetrize(jnp.real(inverse(lax.complex(e * m, w))))

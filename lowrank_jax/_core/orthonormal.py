@@ -128,7 +128,8 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
         off = jnp.where(kept[:, None] & kept[None, :], inner - eye, 0)
         return (jnp.sum(off * off) < own ** (2 / 3)) & jnp.all(known(*state) == kept)
 
-    start = eye, inner * jnp.outer(fixed_unit, fixed_unit), fixed_unit > 0
+    inner = inner * jnp.outer(fixed_unit, fixed_unit)
+    start = xla.vary_like(eye, inner), inner, fixed_unit > 0
     combine, inner, kept = xla.iterate(round_, start, until=orthonormal_enough, most=ROUNDS)
     if rtol is not None:
         combine, kept = _truncated(fixed, scale, fixed_unit, combine, inner, kept, rtol)
@@ -154,18 +155,21 @@ def rounding_of_rows(n: int, dtype: jnp.dtype, eps: float) -> float:
 def _pivoted_cholesky(combine, inner, kept):
     """One round: combinations of the rows with Gram matrix `inner`, orthonormal where it can tell.
 
-    Gram-Schmidt on `[G | T]`, the longest row first. A row that is not kept is a combination t
-    that vanishes: all others, those that were taken too, lose their part along t, which
-    changes no row of `T U`.
+    Gram-Schmidt on `[G | T]`, the longest row first, and of two that are about as long the first
+    one: rounding is not to choose the basis, which is that of the next probes. A row that is
+    not kept is a combination t that vanishes: all others, those that were taken too, lose
+    their part along t, which changes no row of `T U`.
     """
     n = len(inner)
     order = jnp.arange(n)
-    short = 4 * n * float(jnp.finfo(inner.dtype).eps) * jnp.diagonal(inner)  # what G can't tell
+    favour = 1 - order.astype(inner.dtype) / (2 * n)
+    short = 4 * n * float(jnp.finfo(inner.dtype).eps) * jnp.diagonal(inner)  # 0, as far as G tells
 
     def step(_, state):
         rows, squares = state  # 0 for rows that were not yet taken
         free = squares == 0
-        taken = jnp.argmax(jnp.where(free, jnp.diagonal(rows[:, :n]), -1))
+        lengths = favour * jnp.diagonal(rows[:, :n])
+        taken = jnp.argmax(jnp.where(free, lengths, -1))
         row, vanishes = rows[taken], ~kept[taken]
         along = jnp.where(free & (row[taken] > short[taken]), row[:n], 0)  # 0: only lifted
         along = jnp.where(vanishes, product(rows[:, n:], row[n:]), along)
@@ -177,7 +181,8 @@ def _pivoted_cholesky(combine, inner, kept):
 
     both = kept[:, None] & kept[None, :]
     rows = jnp.concatenate([jnp.where(both, inner, 0), combine], axis=1)
-    rows, squares = lax.fori_loop(0, n, step, (rows, jnp.zeros_like(short)))
+    none = xla.vary_like(jnp.zeros_like(short), short)
+    rows, squares = lax.fori_loop(0, n, step, (rows, none))
     return rows[:, n:] * jnp.where(kept, lax.rsqrt(squares), 1)[:, None]
 
 

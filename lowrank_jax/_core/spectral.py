@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax._core import scaling
+from lowrank_jax._core import scaling, xla
 
 
 def product(*matrices: jax.Array) -> jax.Array:
@@ -83,13 +83,16 @@ def _inverse_root_jvp(primals, tangents):
 
 
 @jax.custom_jvp
-def inverse(m: jax.Array) -> jax.Array:
+def inverse(m: jax.Array, least: jax.Array | None = None) -> jax.Array:
     """The inverse of a definite matrix, by Gauss-Jordan elimination; `dX = -X dM X`.
 
     Definite, real and symmetric or the complex `A + i B` of two symmetric matrices, B definite:
     then no diagonal entry vanishes on the way, and the largest is the pivot. For the complex
     one it is the elimination of [[B, A], [A, -B]] by blocks of two: at worst, where the diagonal
     of A is small, it loses as many digits as forming `A^2 + B^2` would.
+
+    No real pivot is below `least`: of a matrix that rounding has left indefinite, this is the
+    inverse of one that is definite and differs from it on the diagonal.
 
     A loop over n rank-one updates is compiled in half the time of a factor and its
     triangular solves, takes as long for a batch of them, and no thread waits for another.
@@ -101,11 +104,13 @@ def inverse(m: jax.Array) -> jax.Array:
         m, free = state
         i = jnp.argmax(jnp.where(free, jnp.abs(jnp.diagonal(m)), -1))
         here, row, column, pivot = order == i, m[i], m[:, i], m[i, i]
+        pivot = pivot if least is None else jnp.maximum(pivot, least)
         row, column = jnp.where(here, 1, row) / pivot, jnp.where(here, -1, column)
         m = jnp.where(here[:, None] | here[None, :], 0, m)
         return m - column[:, None] * row[None, :], free & ~here
 
-    return lax.fori_loop(0, n, eliminate, (m, jnp.ones(n, bool)))[0]
+    free = xla.vary_like(jnp.ones(n, bool), m)
+    return lax.fori_loop(0, n, eliminate, (m, free))[0]
 
 
 @inverse.defjvp

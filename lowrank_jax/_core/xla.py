@@ -140,6 +140,14 @@ def map_rows(f: Callable, rows: Rows, batch_size: int | None) -> Any:
     return lax.map(f, rows, batch_size=batch_size)
 
 
+def vary_like(x: jax.Array, other: jax.Array) -> jax.Array:
+    """X itself, to begin a loop with: in a `shard_map` it varies over the devices as `other`.
+
+    What a loop carries must vary at its beginning as it does at its end; a constant does not.
+    """
+    return jnp.where((other.ravel()[0] == 0) | True, x, x)
+
+
 def iterate(body: Callable, state: Any, *, until: Callable, most: int) -> Any:
     """`body(state)` again and again, until `until(state)`, at most so many times.
 
