@@ -105,9 +105,10 @@ def test_padding_with_zero_pairs_changes_nothing(rng):
         assert reference.relative_error(padded, fitted(s, y, extrapolate)) < 1e-12
 
 
-def test_rtol_drops_weak_directions(rng):
-    s = draws.steps_of_condition(rng, 4, 9, 1e3, "one small")
-    a = draws.symmetric(rng, 9)
+@pytest.mark.parametrize("shape", [(4, 9), (30, 4)])
+def test_rtol_drops_weak_directions(rng, shape):
+    s = draws.steps_of_condition(rng, *shape, 1e3, "one small")
+    a = draws.symmetric(rng, shape[1])
     strong = reference.fit(s, s @ a, 0, rank=3)
     assert reference.relative_error(fitted(s, s @ a, 0, rtol=1e-2), strong) < 1e-10
     kept = reference.fit(s, s @ a, 0, rank=4)
@@ -327,5 +328,7 @@ def test_hundreds_of_pairs_in_few_dimensions_have_as_many_factors_as_dimensions(
     keep = np.arange(400) != 7
     truth = reference.fit(s[keep], y[keep], 2 / 3, rank=rank)
     assert reference.relative_error(h.to_dense(), truth) < 1e-9
+    y[7, 1] = np.nan
+    assert np.isnan(fit(s, y).to_dense()).all()
     shapes = [v.aval.shape for e in jax.make_jaxpr(fit)(s, y).eqns for v in e.outvars]
     assert (400, 400) not in shapes
