@@ -64,6 +64,14 @@ def test_many_steps_of_noise_alone_span_what_they_span(rng):
         np.testing.assert_allclose(inner, np.diag(basis.kept), atol=0.1)
 
 
+def test_a_coordinate_that_is_rounding_is_no_step_of_many_pairs(rng):
+    """30 pairs in three dimensions, one of them a thousand millionth of the others."""
+    s = (rng.normal(size=(30, 3)) * [1, 1, 2.0**-30]).astype(np.float32)
+    y = rng.normal(size=s.shape).astype(np.float32)
+    found = lrj.fit((s, y)).to_dense()
+    assert reference.relative_error(found, reference.fit(s, y, 2 / 3, rank=2, eps=2**-23)) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("eps", "apart", "rank"),
     [(2**-23, 2**-23, 3), (2**-23, 4 * 2**-23, 4), (2**-7, 2**-7, 3), (2**-7, 2**-5, 4)],

@@ -103,3 +103,12 @@ def test_long_sums_in_single_precision_keep_its_digits(rng):
     truth = x.astype(np.float64) @ x[0]
     found = jax.jit(tall.gram)(x, x[0])
     assert reference.relative_error(found, truth) < 1e-6  # a running sum: 2e-5
+
+
+def test_sums_of_many_rows_are_sums_of_sums(rng):
+    """One large term and a thousand that it swallows one by one, but not together."""
+    t = np.full((1, 1025), 1, np.float32)
+    x = np.full((1025, 3), 2.0**-25, np.float32)
+    x[0] = 1
+    grouped = tall.combine(t, x, grouped=True)
+    np.testing.assert_allclose(grouped, 1 + 1024 * 2.0**-25, rtol=3e-6)  # one by one: 3e-5

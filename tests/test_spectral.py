@@ -110,6 +110,29 @@ def test_a_resolvent_in_float32_has_the_digits_of_its_condition_not_of_its_squar
     assert reference.relative_error(found, exact) < 20 * 2.0**-23 / gap
 
 
+def test_a_resolvent_whose_diagonal_vanishes_early_keeps_its_digits(rng):
+    """Pivots as they come would begin with one of 1e-6, and lose as many digits."""
+    m = draws.symmetric(rng, 4).astype(np.float32)
+    m[0, 0] = 0
+    width = 1e-6 * np.eye(4, dtype=np.float32)
+    found = inverse(jax.lax.complex(m, width))
+    exact = np.linalg.inv(m.astype(float) + 1j * width)
+    assert np.linalg.norm(np.asarray(found) - exact) < 100 * 2.0**-23 * np.linalg.norm(exact)
+
+
+def test_a_matrix_that_rounding_left_indefinite_has_a_definite_inverse(rng):
+    v = rng.normal(size=(4, 1))
+    m = v @ v.T
+    noise = 4e-16 * draws.symmetric(rng, 4)
+    least = 2.0**-52 * np.trace(m)
+    assert np.linalg.eigvalsh(m + noise)[0] < 0
+    found = inverse(jnp.asarray(m + noise), least)
+    values = np.linalg.eigvalsh(found)
+    assert values[0] > -1e-13 * values[-1]
+    definite = m + np.eye(4)
+    np.testing.assert_allclose(inverse(definite, least), np.linalg.inv(definite), rtol=1e-12)
+
+
 def gram(w, a):
     """`A^T W^T W A` = `A^T M^-1 A`, whatever the choice of W."""
     return a.T @ w.T @ w @ a

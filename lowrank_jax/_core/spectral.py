@@ -87,22 +87,23 @@ def inverse(m: jax.Array, least: jax.Array | None = None) -> jax.Array:
     """The inverse of a definite matrix, by Gauss-Jordan elimination; `dX = -X dM X`.
 
     Definite, real and symmetric or the complex `A + i B` of two symmetric matrices, B definite:
-    then no diagonal entry vanishes on the way, and the largest is the pivot. For the complex
-    one it is the elimination of [[B, A], [A, -B]] by blocks of two: at worst, where the diagonal
+    then no diagonal entry vanishes on the way. For the complex one, which takes the largest as
+    pivot, it is the elimination of [[B, A], [A, -B]] by blocks of two: at worst, where the diagonal
     of A is small, it loses as many digits as forming `A^2 + B^2` would.
 
-    No real pivot is below `least`: of a matrix that rounding has left indefinite, this is the
-    inverse of one that is definite and differs from it on the diagonal.
+    A real one needs `least`, which no pivot is below, and takes its pivots as they come: of a
+    matrix that rounding has left indefinite, this is the inverse of one that is definite and
+    differs from it on the diagonal.
 
-    A loop over n rank-one updates is compiled in half the time of a factor and its
-    triangular solves, takes as long for a batch of them, and no thread waits for another.
+    There is no LAPACK in it, whose batched routines can make JAX 0.10 hang: its threads wait
+    for one another.
     """
     n = len(m)
     order = jnp.arange(n)
 
-    def eliminate(_, state):
+    def eliminate(step, state):
         m, free = state
-        i = jnp.argmax(jnp.where(free, jnp.abs(jnp.diagonal(m)), -1))
+        i = step if least is not None else _largest_free(m, free)
         here, row, column, pivot = order == i, m[i], m[:, i], m[i, i]
         pivot = pivot if least is None else jnp.maximum(pivot, least)
         row, column = jnp.where(here, 1, row) / pivot, jnp.where(here, -1, column)
@@ -111,6 +112,10 @@ def inverse(m: jax.Array, least: jax.Array | None = None) -> jax.Array:
 
     free = xla.vary_like(jnp.ones(n, bool), m)
     return lax.fori_loop(0, n, eliminate, (m, free))[0]
+
+
+def _largest_free(m, free):
+    return jnp.argmax(jnp.where(free, jnp.abs(jnp.diagonal(m)), -1))
 
 
 @inverse.defjvp
