@@ -61,7 +61,8 @@ class Rounding(NamedTuple):
 
     Attributes:
       error: the bound on |H - H_exact|.
-      decided: whether the error is so small beside e M + i W that this first order holds.
+      decided: whether the error is so small beside e M + i W that this first order holds, and no
+        singular value of Z is rounding, whose inverse F has.
     """
 
     error: float
@@ -81,7 +82,8 @@ class Rounding(NamedTuple):
         e = float(extrapolate)
         g = np.linalg.inv(e * m + 1j * reference.width(m, z, e, eps))
         moves = e + 4 * (1 - e) * rank**0.5
-        if error * moves * np.linalg.norm(g, 2) > 0.1:
+        noise = 10 * (n + dim) * eps * np.sum(z * z)
+        if error * moves * np.linalg.norm(g, 2) > 0.1 or np.linalg.eigvalsh(z @ z.T)[0] < noise:
             return cls(np.inf, False)
         across = np.linalg.norm(g @ p, 2)
         return cls(error * (1 + 2 * e * across + e * across**2 * moves), True)
