@@ -112,3 +112,26 @@ def test_sums_of_many_rows_are_sums_of_sums(rng):
     x[0] = 1
     grouped = tall.combine(t, x, grouped=True)
     np.testing.assert_allclose(grouped, 1 + 1024 * 2.0**-25, rtol=3e-6)  # one by one: 3e-5
+
+
+@pytest.mark.parametrize(("batch_size", "shape"), [(1, (4,)), (2, (2, 4)), (None, (6, 4))])
+def test_rows_one_at_a_time_are_no_batch_of_one(rng, batch_size, shape):
+    a, x = rng.normal(size=(4, 3)), rng.normal(size=(6, 3))
+    seen = []
+    jaxpr = jax.make_jaxpr(lambda x: xla.map_rows(lambda row: a @ row, x, batch_size))(x)
+    np.testing.assert_allclose(xla.map_rows(lambda row: a @ row, x, batch_size), x @ a.T)
+
+    def collect(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                seen.append(equation.outvars[0].aval.shape)
+            for inner in jax.tree.leaves(
+                list(equation.params.values()),
+                is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr"),
+            ):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    collect(inner)
+
+    collect(jaxpr.jaxpr)
+    assert {tuple(sorted(s)) for s in seen} == {tuple(sorted(shape))}
