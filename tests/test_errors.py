@@ -611,6 +611,7 @@ ARGUMENTS = {
     "u": (ROW, ROW[:2]),
     "v": (ROW, ROW[:2]),
     "vectors": (ONES, ONES[:, :2]),
+    "weights": (np.ones(len(PAIRS.steps)), -np.ones(len(PAIRS.steps))),
     "x": (ROW, ROW.astype(int)),
 }
 FREE = ("args", "inputs", "targets")

@@ -59,6 +59,7 @@ def fit(
     pairs: SecantPairs | tuple[Rows, Rows],
     /,
     *,
+    weights: jax.Array | None = None,
     extrapolate: Scalar = 2 / 3,
     rtol: Scalar | None = None,
 ) -> SymmetricLowRank:
@@ -93,6 +94,9 @@ def fit(
       pairs: steps (n, ...) and gradient differences (n, ...), pytrees of one structure, as
         `SecantPairs` or a plain tuple.
         bfloat16 and float16 are computed in float32.
+      weights: (n,), how much each pair counts where they contradict each other, on any scale: for
+        noise, one over its variance; for age, powers of a number below 1. A weight of 0 drops its
+        pair; on consistent pairs positive ones change nothing. None weighs all alike.
       extrapolate: in [0, 1]; may be traced, and one outside then makes the operator NaN.
       rtol: directions of the unit steps below `rtol` times the largest singular value
         are dropped, as in `jnp.linalg.pinv`; None drops what is rounding noise. Which ones is a
@@ -123,24 +127,37 @@ def fit(
     if rtol is not None:
         checks.between(rtol, "rtol", 0, 1)
     dtype = structure.compute_dtype((pairs.steps, pairs.grad_diffs))
+    if weights is not None:
+        checks.weights(weights, "weights", n)
+        weights = jnp.asarray(weights, dtype)
     if min(n, structure.size(structure.row(pairs.steps))) == 0:
         nothing = jax.tree.map(lambda leaf: leaf[:0], pairs.steps)
         return SymmetricLowRank(nothing, jnp.zeros((0, 0), dtype))
     extrapolate = jnp.asarray(extrapolate, dtype)
     rtol = None if rtol is None else jnp.asarray(rtol, dtype)
-    return _fit(pairs.steps, pairs.grad_diffs, extrapolate, rtol)
+    return _fit(pairs.steps, pairs.grad_diffs, weights, extrapolate, rtol)
 
 
 @jax.jit
-def _fit(steps: Rows, grad_diffs: Rows, extrapolate: Any, rtol: Any) -> SymmetricLowRank:
+def _fit(
+    steps: Rows, grad_diffs: Rows, weights: jax.Array | None, extrapolate: Any, rtol: Any
+) -> SymmetricLowRank:
     n, eps = structure.length(steps), structure.resolution(steps)
     wide = structure.widen((steps, grad_diffs))
     vector = structure.row(wide[0])
+    valid = (extrapolate >= 0) & (extrapolate <= 1)
+    valid &= True if rtol is None else (rtol >= 0) & (rtol <= 1)
+    if weights is not None:
+        largest = jnp.max(weights)
+        valid &= (jnp.min(weights) >= 0) & (largest > 0) & jnp.isfinite(largest)
+        weights = weights / largest
+        wide = tuple(tall.where(weights > 0, rows) for rows in wide)
     if n > structure.size(vector):
-        wide, pinv_rtol = compress_to_dimension(*wide, eps=eps, rtol=rtol), None
+        *wide, weights = compress_to_dimension(*wide, eps=eps, rtol=rtol, weights=weights)
+        pinv_rtol = None
     else:
         wide, pinv_rtol = tuple(map(structure.pack, wide)), rtol
-    pairs = whiten(*wide, eps=eps, rtol=pinv_rtol)
+    pairs = whiten(*wide, eps=eps, rtol=pinv_rtol, weights=weights)
     a, k = pairs.products()
     m, eye = pairs.symmetric(a), xla.once(jnp.eye(len(a), dtype=a.dtype))
     c = _damped_inverse(m, k, pairs.kept, eye, extrapolate)
@@ -148,8 +165,6 @@ def _fit(steps: Rows, grad_diffs: Rows, extrapolate: Any, rtol: Any) -> Symmetri
     core = core.reshape(2 * len(a), 2 * len(a))  # [[M, I], [I, C]], by one concatenation
     factors = pairs.rows(_factors, a)  # the rows of Q and P
 
-    valid = (extrapolate >= 0) & (extrapolate <= 1)
-    valid &= True if rtol is None else (rtol >= 0) & (rtol <= 1)
     scale = pairs.unit * scaling.nan_unless(valid, core.dtype)
     if 2 * n >= structure.size(vector):  # then the matrix itself is no larger
         dense = structure.matrix(factors)

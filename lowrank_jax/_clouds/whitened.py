@@ -35,7 +35,14 @@ from lowrank_jax._core.orthonormal import (
     rounding_of_rows,
     whitening,
 )
-from lowrank_jax._core.spectral import eigh, product, svd, symmetrize
+from lowrank_jax._core.spectral import (
+    diagonal,
+    lyapunov,
+    product,
+    svd,
+    symmetrize,
+    truncated_inverse,
+)
 from lowrank_jax._core.types import Rows, Scalar
 
 
@@ -51,7 +58,7 @@ class WhitenedPairs(NamedTuple):
       from_grad_diffs: (n, n), those that make Z of the Y that goes with unit steps.
       unit: the unit of H; NaN if any number of the pairs is not finite, as then all that it scales.
       coordinates: (n, n), R.
-      quality: l and the eigenvectors of W; None without weights.
+      quality: W, its eigenvalues and eigenvectors; None without weights.
     """
 
     steps: Rows
@@ -60,7 +67,7 @@ class WhitenedPairs(NamedTuple):
     from_grad_diffs: jax.Array
     unit: jax.Array
     coordinates: jax.Array
-    quality: tuple[jax.Array, jax.Array] | None
+    quality: tuple[jax.Array, jax.Array, jax.Array] | None
 
     @property
     def kept(self) -> jax.Array:
@@ -75,12 +82,8 @@ class WhitenedPairs(NamedTuple):
         """The M of this module's text."""
         if self.quality is None:
             return symmetrize(a)
-        quality, v = self.quality
-        # Where next to nothing was measured, both sides count alike.
-        info = jnp.finfo(a.dtype)
-        quality = jnp.maximum(quality, info.eps * quality[-1] + info.tiny)[:, None]
-        a = quality * product(v.T, a, v)
-        return symmetrize(product(v, (a + a.T) / (quality + quality.T), v.T))
+        weighted = product(self.quality[0], a)
+        return symmetrize(lyapunov(*self.quality, weighted + weighted.T))
 
     def rows(self, f: Callable, small: Any = None) -> Rows:
         """The rows `f(small, Q, Z)` in one pass; f computes column by column, from leaves.
@@ -97,16 +100,24 @@ class WhitenedPairs(NamedTuple):
 
 
 def compress_to_dimension(
-    steps: Rows, grad_diffs: Rows, *, eps: float, rtol: Scalar | None = None
-) -> tuple[jax.Array, jax.Array]:
+    steps: Rows,
+    grad_diffs: Rows,
+    *,
+    eps: float,
+    rtol: Scalar | None = None,
+    weights: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Replaces n pairs in D < n dimensions by D pairs with the same least squares.
 
     With the rows of C an orthonormal basis of the columns of the unit steps U, and V what goes
     with U, the pairs are (C U, C V): in whitened steps no mixing of the pairs changes anything.
     The singular values of C U are those of U, and `rtol` is applied here, where they are known: the
-    pairs of a whitened step are of unit length. D x D and D x n matrices alone.
+    pairs of a whitened step are of unit length. Weights go into U and V by their roots, and
+    come back as the squared lengths of C U. D x D and D x n matrices alone.
     """
     inverse_norms = scaling.reciprocal(scaling.norms(steps))
+    if weights is not None:
+        inverse_norms *= scaling.safe_sqrt(weights)
     u, v = (structure.matrix(tall.scale(inverse_norms, rows)) for rows in (steps, grad_diffs))
     c = orthonormal(u.T, eps=eps).rows  # (D, n)
     u, v = tall.combine(c, u), tall.combine(c, v)
@@ -117,7 +128,8 @@ def compress_to_dimension(
     # A coordinate that is only rounding was lifted in U^T, and must not become a step again.
     sizes = lax.stop_gradient(scaling.norms(u))
     seen = (sizes > 2 * rounding_of_rows(len(c.T), u.dtype, eps) * jnp.max(sizes)).astype(u.dtype)
-    return tall.scale(seen, u), tall.scale(seen, v)
+    u, v = tall.scale(seen, u), tall.scale(seen, v)
+    return u, v, None if weights is None else jnp.sum(u * u, axis=1)
 
 
 def whiten(
@@ -146,18 +158,21 @@ def whiten(
 
 
 def _weighted(transform, r, kept, weights):
-    """The transform T of weighted least squares, `R Z = V`, and the eigendecomposition of W.
+    """The transform T of weighted least squares, `R Z = V`, and W with its eigendecomposition.
 
-    Where no row depends on others, `R T = I` and every weight gives the same T.
+    W is raised by its rounding: where nothing was measured, both sides of M count alike. Where no
+    row depends on others, `R T = I` and every weight gives the same T.
     """
+    eye, eps = jnp.eye(len(r), dtype=r.dtype), float(jnp.finfo(r.dtype).eps)
     weighted = r.T * weights[None, :]
-    quality, v = eigh(symmetrize(product(weighted, r)))
-    known = quality > len(r) * jnp.finfo(r.dtype).eps * quality[-1]
-    inverse = jnp.where(known, scaling.reciprocal(jnp.where(known, quality, 0)), 0)
-    solve = product(v * inverse[None, :], v.T, weighted)
+    information = symmetrize(product(weighted, r))
+    least = eps * lax.stop_gradient(jnp.sum(diagonal(information)))
+    information += jnp.where(least > 0, least, 1) * eye
+    values, v = jnp.linalg.eigh(lax.stop_gradient(information), symmetrize_input=False)
+    inverse = truncated_inverse(information, values, v, values > 2 * len(r) * least)
     dependent = jnp.sum(kept) < jnp.sum(jnp.any(r != 0, axis=1))
-    missed = jnp.where(dependent, jnp.eye(len(r), dtype=r.dtype) - product(r, transform), 0)
-    return transform + product(solve, missed), (quality, v)
+    missed = jnp.where(dependent, eye - product(r, transform), 0)
+    return transform + product(inverse, weighted, missed), (information, values, v)
 
 
 def _rows_of(small, s, y):

@@ -139,6 +139,23 @@ def positive(value: Any, name: str) -> None:
         raise ValueError(f"{name} must be positive, got {value}")
 
 
+def weights(value: Any, name: str, n: int) -> None:
+    """One number a row, none negative and not all zero; of traced ones only dtype and shape.
+
+    Raises:
+      TypeError: for anything but real numbers.
+      ValueError: for another shape, or numbers that are negative, not finite, or all zero.
+    """
+    array(value, name, (n,))
+    if not isinstance(value, jax.core.Tracer):
+        lowest, highest = np.min(value, initial=0), np.max(value, initial=0)
+        if not (lowest >= 0 and 0 < highest < np.inf) and n:
+            raise ValueError(
+                f"{name} must be finite, not negative and not all zero, got values from "
+                f"{np.min(value)} to {np.max(value)}"
+            )
+
+
 def count(value: Any, name: str, low: int) -> None:
     """A Python integer, at least `low`.
 

@@ -132,6 +132,21 @@ def _inverse_jvp(primals, tangents):
     return x, -product(x, tangents[0], x)
 
 
+def lyapunov(m: jax.Array, w: jax.Array, v: jax.Array, r: jax.Array) -> jax.Array:
+    """The X with `M X + X M = R` for a positive definite M with the eigenpairs w and V.
+
+    The derivatives are those of the equation: w and V are constants to them.
+    """
+
+    def both_sides(x):
+        return product(m, x) + product(x, m)
+
+    def solve(_, r):
+        return product(v, product(v.T, r, v) / (w[:, None] + w[None, :]), v.T)
+
+    return lax.custom_linear_solve(both_sides, r, solve, symmetric=True)
+
+
 @jax.custom_jvp
 def svd(m: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Descending singular values s and singular vectors, `M = U diag(s) V^T` for a (k, l) matrix.

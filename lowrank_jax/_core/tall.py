@@ -84,6 +84,13 @@ def scale(factors: jax.Array, rows: Rows) -> Rows:
     )
 
 
+def where(chosen: jax.Array, rows: Rows) -> Rows:
+    """The chosen rows; all others are exactly zero, whatever they were."""
+    return jax.tree.map(
+        lambda x: jnp.where(chosen.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), rows
+    )
+
+
 def times(t: jax.Array, v: Vector) -> Vector:
     """`t v`, each leaf computed in the dtype of t, in its own dtype."""
     return jax.tree.map(lambda x: (t * x.astype(t.dtype)).astype(x.dtype), v)
