@@ -88,6 +88,21 @@ def like(
             )
 
 
+def operand(v: Any, name: str, rows: Rows, rows_name: str, method: str) -> Vector:
+    """One vector like each of the rows; `method` is what a stack of vectors is to be mapped over.
+
+    Raises:
+      TypeError: as `vector` does.
+      ValueError: for another structure or other shapes.
+    """
+    v = vector(v, name)
+    try:
+        like(v, name, rows, rows_name, pattern_lead=1)
+    except ValueError as error:
+        raise ValueError(f"{error}; for a stack of vectors use jax.vmap({method})") from None
+    return v
+
+
 def single(core: jax.Array) -> None:
     """One operator, not a batch of them.
 

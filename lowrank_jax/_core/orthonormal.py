@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax._core import scaling, structure, tall, xla
-from lowrank_jax._core.spectral import inverse_root, product, svd
+from lowrank_jax._core.spectral import inverse, inverse_root, product, svd
 from lowrank_jax._core.types import Rows, Scalar
 
 ROUNDS = 4  # of pivoted Cholesky, at most
@@ -266,36 +266,71 @@ class ThinLQ(NamedTuple):
       rows: k orthonormal rows Q, those beyond the rank exactly zero.
       coordinates: L = B Q^T, (k, k).
       inverse: (k, k), R with `Q = R B`.
+      scale: (k,), powers of two near one over the largest entry of each row of B, constants.
+      kept: (k,), 1 for orthonormal rows of Q, 0 for zero ones; constants.
     """
 
     rows: Rows
     coordinates: jax.Array
     inverse: jax.Array
+    scale: jax.Array
+    kept: jax.Array
 
 
 @jax.custom_jvp
 def thin_lq(rows: Rows) -> ThinLQ:
     """The thin LQ factors of k rows of one dtype.
 
-    It moves with the rows without turning within their span, `dQ Q^T = 0`, hence
+    Q moves with the rows without turning within their span, `dQ Q^T = 0`, hence
 
-        dL = dB Q^T,    dQ = R (dB - dL Q),    dR = -R dL R.
+        dL = dB Q^T,    dQ = T (dB - dL Q),    dR = -R dL R.
 
-    What depends on B alone has the right derivatives of all orders in these terms where
-    the rank is constant. Where the rank changes, what depends on L and K alone, as a
-    function of `H = Q^T (L^T K L) Q` in the form `B^T N(L, K) B` does, has the right
-    first derivative still: B lies in the span of Q, so no other part of dB enters.
+    T is R where the rows are independent; the zero rows of Q follow what parts the dependent rows
+    of B from the others, see `motion`. What depends on B alone has the right derivatives
+    of all orders in these terms where the rank is constant.
     """
-    basis = orthonormal(rows, eps=float(jnp.finfo(structure.compute_dtype(rows)).eps))
-    return ThinLQ(basis.rows, tall.gram(rows, basis.rows), basis.transform * basis.scale[None, :])
+    dtype = structure.compute_dtype(rows)
+    if structure.length(rows) == 0:
+        none, empty = jnp.zeros(0, dtype), jnp.zeros((0, 0), dtype)
+        return ThinLQ(rows, empty, empty, none, none)
+    found = whitening(rows, eps=float(jnp.finfo(dtype).eps))
+    basis = xla.blockwise_map(orthonormal_rows, found.to_rows, rows)
+    combine = product(found.whiten, found.combine) * (found.unit * found.scale)[None, :]
+    return ThinLQ(basis, tall.gram(rows, basis), combine, found.scale, found.kept.astype(dtype))
 
 
 @thin_lq.defjvp
 def _thin_lq_jvp(primals, tangents):
     (rows,), (d_rows,) = primals, tangents
     here = thin_lq(rows)
-    q, _, inverse = here
-    d_coordinates = tall.gram(d_rows, q)
-    outside = jax.tree.map(jnp.subtract, d_rows, tall.combine(d_coordinates, q))
-    d_inverse = -product(inverse, d_coordinates, inverse)
-    return here, ThinLQ(tall.combine(inverse, outside, grouped=True), d_coordinates, d_inverse)
+    d_coordinates = tall.gram(d_rows, here.rows)
+    outside = jax.tree.map(jnp.subtract, d_rows, tall.combine(d_coordinates, here.rows))
+    return here, ThinLQ(
+        tall.combine(motion(here), outside, grouped=True),
+        d_coordinates,
+        -product(here.inverse, d_coordinates, here.inverse),
+        jnp.zeros_like(here.scale),
+        jnp.zeros_like(here.kept),
+    )
+
+
+def motion(here: ThinLQ) -> jax.Array:
+    """T, (k, k) and regular, with `T B = Q`: how Q moves with B, `dQ = T dB` for a constant T.
+
+    With J for the rows that are not kept and D for the diagonal matrix that is 1 there, it
+    is the inverse of `L + D / scale`: each dependent row of B keeps a place of its own, in the row
+    of Q that is zero. Its other rows make Q of independent rows of B alone: R less the
+    combination of the rows of `P = I - L R` that is R in the columns J.
+    """
+    _, left, right, scale, kept = here
+    eye, free = jnp.eye(len(kept), dtype=kept.dtype), 1 - kept
+    size = lax.stop_gradient(jnp.sqrt(jnp.sum((scale[:, None] * left) ** 2, axis=1)))
+    size = jnp.where(size > 0, size, 1) / scale  # the lengths of the rows of B
+    left, right = left / size[:, None], right * size[None, :]  # those of rows of unit length
+    missed = free[:, None] * (eye - product(left, right))
+    dependent = missed * free[None, :] + jnp.diag(kept)  # definite: a part of a projector
+    known = inverse(dependent, jnp.finfo(kept.dtype).eps)
+    right -= product(right * free[None, :], known, missed)
+    independent = right / size[None, :]
+    lift = free * scale
+    return independent + lift[:, None] * (eye - product(left * size[:, None], independent))
