@@ -12,7 +12,7 @@ from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.orthonormal import orthonormal
 from lowrank_jax._core.spectral import eigh, product, symmetrize
 from lowrank_jax._core.types import Rows, Scalar
-from lowrank_jax._operators.symmetric import SymmetricLowRank
+from lowrank_jax._operators.symmetric import Operator, check_operator
 
 
 class Diagnosis(NamedTuple):
@@ -43,7 +43,7 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(
-    hessian: SymmetricLowRank,
+    hessian: Operator,
     pairs: SecantPairs | tuple[Rows, Rows],
     *,
     extrapolate: Scalar = 2 / 3,
@@ -63,7 +63,7 @@ def diagnose(
     Residual and asymmetry have derivative 0 where they are rounding.
 
     Args:
-      hessian: the operator.
+      hessian: the operator, `SymmetricLowRank` or `DiagonalPlusLowRank`.
       pairs: secant pairs, or a tuple (steps, grad_diffs), of the operator's structure. Pairs
         without a step count for nothing.
       extrapolate: of the fits that leave a pair out; that of the fit itself, as a rule.
@@ -85,12 +85,9 @@ def diagnose(
       >>> int(report.rank), bool(report.finite), float(report.asymmetry)
       (2, True, 0.0)
     """
-    checks.instance(hessian, "hessian", SymmetricLowRank)
-    checks.single(hessian.core)
+    factors = check_operator(hessian, "hessian")
     pairs, _ = check(pairs)
-    checks.like(
-        pairs.steps, "pairs.steps", hessian.factors, "a factor of hessian", lead=1, pattern_lead=1
-    )
+    checks.like(pairs.steps, "pairs.steps", factors, "a factor of hessian", lead=1, pattern_lead=1)
     checks.between(extrapolate, "extrapolate", 0, 1)
     dtype = structure.compute_dtype((pairs.steps, pairs.grad_diffs))
     return _diagnose(hessian, pairs, jnp.asarray(extrapolate, dtype))

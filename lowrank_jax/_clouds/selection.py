@@ -119,7 +119,8 @@ def compressed_pairs(pairs):
     w = tall.gram(y, basis.rows)
     outside = jax.tree.map(jnp.subtract, y, tall.combine(w, basis.rows))
     r = tall.gram(s, basis.rows)
-    coordinates = thin_lq(outside).coordinates
+    basis_outside = thin_lq(outside)
+    coordinates = basis_outside.coordinates / basis_outside.scale[:, None]
     steps = jnp.concatenate([r, jnp.zeros_like(r)], axis=1)
     slopes = jnp.concatenate([w, coordinates], axis=1)
     return SecantPairs(steps, slopes), jnp.sum(basis.kept)

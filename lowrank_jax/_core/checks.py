@@ -187,14 +187,15 @@ def function(value: Any, name: str) -> None:
         raise TypeError(f"{name} must be a function, got {type(value).__name__}")
 
 
-def instance(value: Any, name: str, kind: type) -> None:
-    """An object of one of the library's classes.
+def instance(value: Any, name: str, *kinds: type) -> None:
+    """An object of one of these classes of the library.
 
     Raises:
       TypeError: for anything else.
     """
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+    if not isinstance(value, kinds):
+        expected = " or a ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} must be a {expected}, got {type(value).__name__}")
 
 
 def key(value: Any) -> None:

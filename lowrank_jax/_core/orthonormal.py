@@ -260,13 +260,14 @@ def _coordinates(small, rows):
 
 
 class ThinLQ(NamedTuple):
-    """k rows in an orthonormal basis of their span, `B = L Q`.
+    """k rows in an orthonormal basis of their span, `diag(scale) B = L Q`.
 
     Attributes:
       rows: k orthonormal rows Q, those beyond the rank exactly zero.
-      coordinates: L = B Q^T, (k, k).
-      inverse: (k, k), R with `Q = R B`.
+      coordinates: L, (k, k).
+      inverse: (k, k), R with `Q = R diag(scale) B`.
       scale: (k,), powers of two near one over the largest entry of each row of B, constants.
+      sizes: (k,), the lengths of the scaled rows, constants.
       kept: (k,), 1 for orthonormal rows of Q, 0 for zero ones; constants.
     """
 
@@ -274,6 +275,7 @@ class ThinLQ(NamedTuple):
     coordinates: jax.Array
     inverse: jax.Array
     scale: jax.Array
+    sizes: jax.Array
     kept: jax.Array
 
 
@@ -283,7 +285,7 @@ def thin_lq(rows: Rows) -> ThinLQ:
 
     Q moves with the rows without turning within their span, `dQ Q^T = 0`, hence
 
-        dL = dB Q^T,    dQ = T (dB - dL Q),    dR = -R dL R.
+        dL = diag(scale) dB Q^T,    dQ = T (diag(scale) dB - dL Q),    dR = -R dL R.
 
     T is R where the rows are independent; the zero rows of Q follow what parts the dependent rows
     of B from the others, see `motion`. What depends on B alone has the right derivatives
@@ -292,45 +294,51 @@ def thin_lq(rows: Rows) -> ThinLQ:
     dtype = structure.compute_dtype(rows)
     if structure.length(rows) == 0:
         none, empty = jnp.zeros(0, dtype), jnp.zeros((0, 0), dtype)
-        return ThinLQ(rows, empty, empty, none, none)
+        return ThinLQ(rows, empty, empty, none, none, none)
     found = whitening(rows, eps=float(jnp.finfo(dtype).eps))
     basis = xla.blockwise_map(orthonormal_rows, found.to_rows, rows)
-    combine = product(found.whiten, found.combine) * (found.unit * found.scale)[None, :]
-    return ThinLQ(basis, tall.gram(rows, basis), combine, found.scale, found.kept.astype(dtype))
+    return ThinLQ(
+        rows=basis,
+        coordinates=xla.blockwise_sum(_scaled_gram, found.scale, rows, basis),
+        inverse=product(found.whiten, found.combine * found.unit[None, :]),
+        scale=found.scale,
+        sizes=scaling.reciprocal(found.unit),
+        kept=found.kept.astype(dtype),
+    )
 
 
 @thin_lq.defjvp
 def _thin_lq_jvp(primals, tangents):
-    (rows,), (d_rows,) = primals, tangents
-    here = thin_lq(rows)
-    d_coordinates = tall.gram(d_rows, here.rows)
-    outside = jax.tree.map(jnp.subtract, d_rows, tall.combine(d_coordinates, here.rows))
+    here, d_rows = thin_lq(*primals), tangents[0]
+    d_coordinates = _scaled_gram(here.scale, d_rows, here.rows)
+    along = tall.combine(d_coordinates, here.rows)
+    outside = jax.tree.map(jnp.subtract, tall.scale(here.scale, d_rows), along)
     return here, ThinLQ(
         tall.combine(motion(here), outside, grouped=True),
         d_coordinates,
         -product(here.inverse, d_coordinates, here.inverse),
-        jnp.zeros_like(here.scale),
-        jnp.zeros_like(here.kept),
+        *jax.tree.map(jnp.zeros_like, (here.scale, here.sizes, here.kept)),
     )
 
 
-def motion(here: ThinLQ) -> jax.Array:
-    """T, (k, k) and regular, with `T B = Q`: how Q moves with B, `dQ = T dB` for a constant T.
+def _scaled_gram(scale, x, y):
+    return tall.gram(tall.scale(scale, x), y)
 
-    With J for the rows that are not kept and D for the diagonal matrix that is 1 there, it
-    is the inverse of `L + D / scale`: each dependent row of B keeps a place of its own, in the row
-    of Q that is zero. Its other rows make Q of independent rows of B alone: R less the
-    combination of the rows of `P = I - L R` that is R in the columns J.
+
+def motion(here: ThinLQ) -> jax.Array:
+    """T, (k, k) and regular, with `Q = T diag(scale) B`, also where rows of Q and B move.
+
+    With D for the diagonal matrix that is 1 for the zero rows of Q, it is the inverse of `L + D`:
+    each dependent row of B keeps a place of its own, in the row of Q that is zero. Its
+    other rows make Q of independent rows of B alone: they are R less the
+    combination of the rows of `P = I - L R` that is R in the columns of dependent rows.
     """
-    _, left, right, scale, kept = here
-    eye, free = jnp.eye(len(kept), dtype=kept.dtype), 1 - kept
-    size = lax.stop_gradient(jnp.sqrt(jnp.sum((scale[:, None] * left) ** 2, axis=1)))
-    size = jnp.where(size > 0, size, 1) / scale  # the lengths of the rows of B
-    left, right = left / size[:, None], right * size[None, :]  # those of rows of unit length
+    eye, free = jnp.eye(len(here.kept), dtype=here.kept.dtype), 1 - here.kept
+    sizes = jnp.where(here.sizes > 0, here.sizes, 1)
+    left, right = here.coordinates / sizes[:, None], here.inverse * sizes[None, :]
     missed = free[:, None] * (eye - product(left, right))
-    dependent = missed * free[None, :] + jnp.diag(kept)  # definite: a part of a projector
-    known = inverse(dependent, jnp.finfo(kept.dtype).eps)
-    right -= product(right * free[None, :], known, missed)
-    independent = right / size[None, :]
-    lift = free * scale
-    return independent + lift[:, None] * (eye - product(left * size[:, None], independent))
+    dependent = missed * free[None, :] + jnp.diag(here.kept)  # definite: a part of a projector
+    known = inverse(dependent, jnp.finfo(eye.dtype).eps)
+    right = right - product(right * free[None, :], known, missed)
+    independent = right / sizes[None, :]
+    return independent + free[:, None] * (eye - product(here.coordinates, independent))

@@ -95,7 +95,7 @@ class DiagonalPlusLowRank:
     @jax.jit
     def to_dense(self) -> jax.Array:
         """Returns the (D, D) matrix, exactly symmetric, in the order of `ravel_pytree`."""
-        self._check()
+        self.check()
         d, h = structure.widen((self.diag, self.low_rank))
         row = _spread(d, structure.row(h.factors))
         row = structure.matrix(jax.tree.map(lambda leaf: leaf[None], row))[0]
@@ -107,7 +107,7 @@ class DiagonalPlusLowRank:
     @jax.jit
     def diagonal(self) -> Vector:
         """Returns the diagonal of A, d and that of H, with the structure of a vector."""
-        self._check()
+        self.check()
         d, h = structure.widen((self.diag, self.low_rank))
         of_h = h.diagonal()
         total = jax.tree.map(jnp.add, _spread(d, of_h), of_h)
@@ -116,7 +116,7 @@ class DiagonalPlusLowRank:
     @jax.jit
     def trace(self) -> jax.Array:
         """Computes `tr A`, the sum of d and `tr H`."""
-        self._check()
+        self.check()
         d, h = structure.widen((self.diag, self.low_rank))
         if shifted.is_number(d):
             return d * self.shape[-1] + h.trace()
@@ -132,7 +132,7 @@ class DiagonalPlusLowRank:
         Raises:
           ValueError: for a vector d.
         """
-        self._check()
+        self.check()
         if not shifted.is_number(self.diag):
             raise ValueError("eigh needs a diagonal that is one number, got one a coordinate")
         values, rows = self.low_rank.eigh()
@@ -219,13 +219,13 @@ class DiagonalPlusLowRank:
 
     def truncate(self, rank: int) -> "DiagonalPlusLowRank":
         """Returns A with the `rank` eigenpairs of H of largest magnitude; see H's `truncate`."""
-        self._check()
+        self.check()
         return replace(self, low_rank=self.low_rank.truncate(rank))
 
     def __add__(self, other: Any) -> "DiagonalPlusLowRank":
         if isinstance(other, DiagonalPlusLowRank):
-            self._check()
-            other._check()
+            self.check()
+            other.check()
             low_rank = self.low_rank + other.low_rank
             return DiagonalPlusLowRank(_sum(self.diag, other.diag), low_rank)
         if isinstance(other, type(self.low_rank)):
@@ -256,18 +256,18 @@ class DiagonalPlusLowRank:
         diag = jax.tree.map(lambda d: d / jnp.asarray(c, d.dtype), self.diag)
         return DiagonalPlusLowRank(diag, low_rank)
 
-    def _check(self):
+    def check(self) -> None:
         """What the parts of a matrix that was put together by hand must be."""
         self.low_rank.check()
         _diagonal(self.diag, self.low_rank, "diag")
 
     def _operand(self, v, name):
-        self._check()
+        self.check()
         row = "a factor of the operator"
         return checks.operand(v, name, self.low_rank.factors, row, "A.mv")
 
     def _damped(self, damping, name="damping"):
-        self._check()
+        self.check()
         return replace(self, diag=_sum(self.diag, _diagonal(damping, self.low_rank, name)))
 
     def _parts(self):

@@ -55,11 +55,12 @@ def reduce(factors: Rows, core: jax.Array) -> Reduced:
     core = core / basis.scale[:, None] / basis.scale[None, :]
     unit = scaling.power_of_two(jnp.max(jnp.abs(core), initial=0))
     core = core / unit
-    coordinates = basis.scale[:, None] * basis.coordinates
-    half = product(core, coordinates)
-    small = product(coordinates.T, half)
-    terms = product(jnp.abs(coordinates.T), product(jnp.abs(core), jnp.abs(coordinates)))
-    noise = 2 * math.sqrt(len(small)) * jnp.finfo(small.dtype).eps * jnp.max(terms, initial=0)
+    half = product(core, basis.coordinates)
+    small = product(basis.coordinates.T, half)
+    # What is added up to A, before anything cancels.
+    terms = core * basis.sizes[:, None] * basis.sizes[None, :]
+    largest = jnp.sqrt(jnp.max(jnp.sum(terms * terms, axis=1), initial=0))
+    noise = 2 * math.sqrt(len(small)) * jnp.finfo(small.dtype).eps * largest
     values, vectors = eigh(small)
     values -= lax.stop_gradient(jnp.where(jnp.abs(values) <= noise, values, 0))
     return Reduced(basis, core, half, small, values, vectors, unit)

@@ -18,6 +18,7 @@ factors, `Q = T B` with T constant, whose Gram matrix G is I at the point and no
 of all orders, also where rows of B depend on each other.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from jax import lax
 
 from lowrank_jax._core import scaling, structure, tall, xla
 from lowrank_jax._core.orthonormal import ThinLQ, motion
-from lowrank_jax._core.spectral import product, symmetrize
+from lowrank_jax._core.spectral import eigh, product, symmetrize
 from lowrank_jax._core.types import Rows, Vector
 from lowrank_jax._operators.reduced import function, reduce
 
@@ -35,7 +36,7 @@ Diagonal = jax.Array | Vector  # one number, or one a coordinate
 
 def is_number(diagonal: Diagonal) -> bool:
     """Whether it is one number for all coordinates."""
-    return jax.tree.structure(diagonal) == jax.tree.structure(0) and jnp.ndim(diagonal) == 0
+    return jax.tree_util.all_leaves([diagonal]) and jnp.ndim(diagonal) == 0
 
 
 def multiply(diagonal: Diagonal, v: Vector) -> Vector:
@@ -55,16 +56,21 @@ def multiply_rows(diagonal: Diagonal, rows: Rows) -> Rows:
 def solve(diagonal: Diagonal, factors: Rows, core: jax.Array, b: Vector) -> Vector:
     """`(D + H)^-1 b`, with a small backward error and the derivatives of the linear system."""
     root, found = _reduced(*lax.stop_gradient((diagonal, factors, core)))
-    basis, v = found.basis.rows, found.vectors
-    divisor = 1 + found.values * found.unit
+    basis, resolvent = found.basis.rows, _resolvent(found, graded=not is_number(diagonal))
 
     def shifted(x):
         image = tall.combine(product(core, tall.gram(factors, x)), factors)
         return jax.tree.map(jnp.add, multiply(diagonal, x), image)
 
     def solved(_, b):
+        x = approximate(b)
+        if not is_number(diagonal):  # what is small beside H' need not be so beside H
+            x = jax.tree.map(jnp.add, x, approximate(jax.tree.map(jnp.subtract, b, shifted(x))))
+        return x
+
+    def approximate(b):
         x = multiply(root, b)
-        inside = product(v, product(v.T, tall.gram(basis, x)) / divisor)
+        inside = resolvent.of(tall.gram(basis, x))
         for _ in range(2):  # of rounding along the span that the first leaves, nothing stays
             missed = tall.combine(inside - tall.gram(basis, x), basis)
             x = jax.tree.map(jnp.add, x, missed)
@@ -76,9 +82,7 @@ def solve(diagonal: Diagonal, factors: Rows, core: jax.Array, b: Vector) -> Vect
 def log_determinant(diagonal: Diagonal, factors: Rows, core: jax.Array) -> jax.Array:
     """`log det (D + H)`, NaN where that is not positive definite."""
     moving = _moving(diagonal, factors, core)
-    w = moving.values
-    value = jnp.sum(jnp.log1p(jnp.where(w > -1, w, jnp.nan)))
-    small = _log_determinant(moving.small, moving.gram, moving.inner, value)
+    small = _log_determinant(moving.small, moving.gram, moving.inner, moving.value)
     if is_number(diagonal):
         return structure.size(structure.row(factors)) * jnp.log(diagonal) + small
     return sum((jnp.sum(jnp.log(x)) for x in jax.tree.leaves(diagonal)), small)
@@ -133,7 +137,7 @@ class _Moving(NamedTuple):
       small: A.
       gram: G.
       inner: N.
-      values: w, constants.
+      value: `log det (I + A)`, a constant.
     """
 
     root: Any
@@ -141,26 +145,79 @@ class _Moving(NamedTuple):
     small: jax.Array
     gram: jax.Array
     inner: jax.Array
-    values: jax.Array
+    value: jax.Array
 
 
 def _moving(diagonal, factors, core):
     _, found = _reduced(*lax.stop_gradient((diagonal, factors, core)))
     root = _inverse_root(diagonal)
     factors, core = _scaled(root, factors, core)
-    basis, v = found.basis, found.vectors
+    basis = found.basis
     rows = _with_motion(basis, factors)
     gram = xla.with_derivative_of(jnp.diag(basis.kept), _gram, None, rows, rows)
     free = (1 - basis.kept)[:, None]
-    lifted = basis.scale[:, None] * basis.coordinates + jnp.diag(free[:, 0])
+    lifted = basis.coordinates + jnp.diag(free[:, 0])
     small = product(lifted.T, core / basis.scale[:, None] / basis.scale[None, :], lifted)
     # A (I + G A)^-1 by blocks: the zero rows of Q are not in G.
-    w, across = found.values * found.unit, free * product(found.half, v) * found.unit
-    corner = free * free.T * found.core * found.unit
-    mixed = product(across / (1 + w)[None, :], v.T)
-    inner = product(v * (w / (1 + w))[None, :], v.T) + mixed + mixed.T
-    inner += corner - product(mixed, product(v, across.T))
-    return _Moving(root, rows, small, gram, _inner(small, gram, symmetrize(inner)), w)
+    resolvent = _resolvent(found, graded=not is_number(diagonal))
+    y = resolvent.of(jnp.eye(len(basis.kept), dtype=core.dtype))
+    across = free * found.half * found.unit
+    mixed = product(across, y)
+    corner = free * free.T * found.core * found.unit - product(mixed, across.T)
+    inner = resolvent.complement(found.small * found.unit, y) + mixed + mixed.T + corner
+    inner = _inner(small, gram, symmetrize(inner))
+    return _Moving(root, rows, small, gram, inner, resolvent.log_determinant())
+
+
+class _Resolvent(NamedTuple):
+    """`I + A = T V diag(1 + w) V^T T`, T diagonal: the identity, or graded as A is.
+
+    Eigenvalues of A are known to eps times the largest one. Where D, and so A, spans many
+    magnitudes, nothing would be left of H along the large numbers of D. A scaled
+    matrix of rows that are alike keeps it, as a Cholesky factorization would.
+
+    Source: Demmel and Veselic, Jacobi's method is more accurate than QR, SIAM J. Matrix Anal.
+    Appl. 13 (1992), for what scaled matrices determine.
+    """
+
+    scale: jax.Array
+    values: jax.Array
+    vectors: jax.Array
+
+    def of(self, x):
+        """`(I + A)^-1 X`, for a vector or columns."""
+        scale, divisor = (jnp.expand_dims(s, tuple(range(1, x.ndim))) for s in self[:2])
+        y = product(self.vectors.T, x / scale) / (1 + divisor)
+        return product(self.vectors, y) / scale
+
+    def complement(self, a, y):
+        """`I - (I + A)^-1 = Y A Y + (I - Y)^2`: small where A is, and no less right."""
+        rest = jnp.eye(len(y), dtype=y.dtype) - y
+        return product(y, a, y) + product(rest, rest)
+
+    def log_determinant(self):
+        w = self.values
+        logs = jnp.log1p(jnp.where(w > -1, w, jnp.nan))
+        return jnp.sum(logs) + 2 * jnp.sum(jnp.log(self.scale))
+
+
+def _resolvent(found, *, graded):
+    if not graded:
+        w = found.values * found.unit
+        return _Resolvent(jnp.ones_like(w), w, found.vectors)
+    basis = found.basis
+    a, unit, eye = found.small * found.unit, found.unit, jnp.eye(len(found.small))
+    left = jnp.abs(basis.coordinates)
+    terms = product(left.T, jnp.abs(found.core), left) * unit  # what is added up to A
+    largest = jnp.maximum(jnp.max(terms, axis=1, initial=0), 1)
+    scale = jnp.sqrt(1 + jnp.max(terms / largest[None, :] * terms, axis=1, initial=0))
+    scaled = terms / scale[:, None] / scale[None, :]
+    noise = 2 * math.sqrt(len(a)) * jnp.finfo(a.dtype).eps * (1 + jnp.max(scaled, initial=0))
+    m, v = eigh((a + eye.astype(a.dtype)) / scale[:, None] / scale[None, :])
+    of_identity = jnp.sum((v / scale[:, None]) ** 2, axis=0)
+    # The curvature of H, exactly 0 where it is rounding.
+    curvature = jnp.where(jnp.abs(m - of_identity) <= noise, 0, m - of_identity)
+    return _Resolvent(scale, of_identity + curvature - 1, v)
 
 
 def _gram(_, x, y):
@@ -176,7 +233,9 @@ def _with_motion(basis: ThinLQ, rows: Rows) -> Rows:
 
 @_with_motion.defjvp
 def _with_motion_jvp(primals, tangents):
-    return _with_motion(*primals), tall.combine(motion(primals[0]), tangents[1], grouped=True)
+    (basis, _), d_rows = primals, tangents[1]
+    moved = tall.combine(motion(basis), tall.scale(basis.scale, d_rows), grouped=True)
+    return _with_motion(*primals), moved
 
 
 @jax.custom_jvp

@@ -218,9 +218,10 @@ class SymmetricLowRank:
         solution, and the result is not finite or, to rounding, huge. Where many
         vectors meet one damping, `inverse` is faster.
 
-        Eigenvalues of H that are rounding, below about `eps |H|`, count as zero. Where the damping
-        is as small as that, curvature there is lost: of variables in units so far apart, scale
-        the variables.
+        With a number, eigenvalues of H below about `eps |H|` are rounding and count as zero. Where
+        the damping is as small as that, and variables are in units so far apart that such
+        curvature is real, give it as a vector: then no variable is small beside others, and
+        the curvature is kept.
 
         Args:
           v: one vector.
@@ -441,6 +442,21 @@ class SymmetricLowRank:
 
     def _unpacked_vector(self, v):
         return structure.row_of(self._unpacked(jax.tree.map(lambda x: x[None], v)))
+
+
+Operator = SymmetricLowRank | DiagonalPlusLowRank
+
+
+def check_operator(h: Any, name: str) -> Rows:
+    """The factors of one symmetric operator of either class.
+
+    Raises:
+      TypeError: for anything else, or factors that are not real numbers.
+      ValueError: for a batch of operators.
+    """
+    checks.instance(h, name, SymmetricLowRank, DiagonalPlusLowRank)
+    h.check()
+    return h.factors if isinstance(h, SymmetricLowRank) else h.low_rank.factors
 
 
 def _behaviour_at_zero(f, dtype):
