@@ -1,6 +1,6 @@
 """Low-rank Hessians from gradients: curvature for JAX without a second derivative."""
 
-from lowrank_jax import history, optim
+from lowrank_jax import history, interop, optim
 from lowrank_jax._at_a_point.comparison import HvpComparison, compare_hvp
 from lowrank_jax._at_a_point.differences import gradient_difference
 from lowrank_jax._at_a_point.eigenpair import top_eigenpair
@@ -59,6 +59,7 @@ __all__ = [
     "gradient_difference",
     "history",
     "hvp",
+    "interop",
     "lowrank_from_product",
     "lowrank_hessian",
     "lowrank_hessian_from_gradient",
