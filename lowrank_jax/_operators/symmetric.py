@@ -464,6 +464,7 @@ def _behaviour_at_zero(f, dtype):
     zero = jnp.zeros(1, dtype)
     with jax.ensure_compile_time_eval(), jax.debug_nans(False):  # f' may not exist at 0
         value, slope = jax.jvp(f, (zero,), (jnp.ones_like(zero),))
+        slope = jnp.where(jnp.isfinite(slope), slope, 0)
     if jnp.shape(value) != (1,):
         raise ValueError(
             f"f must map an array of eigenvalues of shape (1,) to the same shape, "
@@ -472,4 +473,4 @@ def _behaviour_at_zero(f, dtype):
     if not isinstance(value, jax.core.Tracer) and not value[0] == 0:
         raise ValueError(f"f must be 0 at 0, got {value[0]}; shift it, as the docstring shows")
     valid = scaling.nan_unless(value[0] == 0, dtype)
-    return jnp.where(jnp.isfinite(slope[0]), slope[0], 0), valid
+    return slope[0], valid
