@@ -1,5 +1,6 @@
 # Each target makes the environment that it needs: Python and make are enough.
 #   make demo | test | lint             with the default Python
+#   make device                         checks and benchmarks of the device that JAX finds
 #   make bench | bench-quick | figures  all benchmarks, the same in minutes, README figures of them
 #   PYTHON=python3.13 make test         with another one
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv-$(VERSION)
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench bench-quick figures format clean
+.PHONY: demo test lint bench bench-quick device figures format clean
 
 demo: $(READY)
 	$(BIN)/python notebooks/01_quickstart.py
@@ -30,6 +31,9 @@ bench: $(VENV)/.ready-bench
 
 bench-quick: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks.run --quick
+
+device: $(READY)
+	$(BIN)/python -m benchmarks.device
 
 figures: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks.plot

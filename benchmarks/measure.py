@@ -5,10 +5,14 @@ what else the machine does then meets all of them. Compilation and the first cal
 times; medians and quartiles are given.
 """
 
+import json
+import os
+import platform
 import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +21,7 @@ import jax
 import numpy as np
 
 MOST_ROUNDS = 200
+PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "optax", "matfree", "sella", "blackjax")
 
 
 class Call(NamedTuple):
@@ -132,3 +137,37 @@ def _peak_after(function, args):
     if not status.exists():
         return None
     return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1])
+
+
+def environment() -> dict:
+    """Where the figures come from."""
+    return {
+        "platform": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "blas_threads": _blas_threads(),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in PACKAGES},
+    }
+
+
+def _blas_threads():
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return None
+    found = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    return max(found, default=None)
+
+
+def _version(package):
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def text(found: dict) -> str:
+    """JSON with the numbers of a list in one line."""
+    return re.sub(r"\n\s+(?=[-\d\]])", " ", json.dumps(found, indent=1)) + "\n"

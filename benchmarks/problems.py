@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from sklearn.datasets import load_digits
 
 from lowrank_jax import SecantPairs
 
@@ -25,6 +24,8 @@ def digits() -> tuple[jax.Array, jax.Array]:
       images: (1797, 64) float32 in [0, 1].
       labels: (1797,) int32, 0 to 9.
     """
+    from sklearn.datasets import load_digits  # here: the problems that need no digits need none
+
     pixels, labels = load_digits(return_X_y=True)
     return jnp.asarray(pixels / 16, jnp.float32), jnp.asarray(labels, jnp.int32)
 

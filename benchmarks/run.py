@@ -8,19 +8,12 @@ run. A quick run or one of chosen methods writes nothing, unless `--output` name
 
 import argparse
 import json
-import os
-import platform
-import re
 import time
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 
-import jax
-from threadpoolctl import threadpool_info
-
-from benchmarks import curvature, fits, products, training
+from benchmarks import curvature, fits, measure, products, training
 from benchmarks.options import Options
 
 BENCHMARKS = {
@@ -33,7 +26,6 @@ BENCHMARKS = {
     "compile": products.first_call,
     "training": training.training,
 }
-PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "optax", "matfree", "sella", "blackjax")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -66,28 +58,7 @@ def in_fresh_process(problem: str, options: Options) -> tuple[dict, dict]:
 
 
 def _run(problem, options):
-    return BENCHMARKS[problem](options), environment()
-
-
-def environment() -> dict:
-    """Where the figures come from."""
-    blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
-    return {
-        "platform": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "blas_threads": max(blas, default=None),
-        "python": platform.python_version(),
-        "versions": {package: _version(package) for package in PACKAGES},
-    }
-
-
-def _version(package):
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return BENCHMARKS[problem](options), measure.environment()
 
 
 def write(folder: Path, problem: str, found: dict, environment: dict) -> None:
@@ -95,13 +66,9 @@ def write(folder: Path, problem: str, found: dict, environment: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "environment.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(_text(known | {problem: environment}))
-    (folder / f"{problem}.json").write_text(_text(found))
+    path.write_text(measure.text(known | {problem: environment}))
+    (folder / f"{problem}.json").write_text(measure.text(found))
     print(f"  written: {folder / f'{problem}.json'}\n", flush=True)
-
-
-def _text(found):
-    return re.sub(r"\n\s+(?=[-\d\]])", " ", json.dumps(found, indent=1)) + "\n"  # lists in a line
 
 
 def show(found: dict) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 import lowrank_jax as lrj
-from benchmarks import measure, methods, numpy_fits, plot, problems
+from benchmarks import device, measure, methods, numpy_fits, plot, problems
 from benchmarks.measure import Call
 from tests.reference import low_rank, relative_error
 
@@ -177,3 +179,67 @@ def test_the_results_hold_the_table_and_the_figures(tmp_path):
     for draw in (plot.draw_speed, plot.draw_accuracy):
         draw(results).savefig(tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 20_000
+
+
+def good_section(report):
+    report.check("holds", 1, 2)
+
+
+def bad_section(report):
+    report.check("does not hold", float("nan"), 2)
+    raise ValueError("on purpose")
+
+
+def dying_section(report):
+    report.check("is known before", 1, 2)
+    os._exit(3)
+
+
+def endless_section(report):
+    report.check("is known before", 1, 2)
+    time.sleep(1000)
+
+
+def test_what_a_section_found_survives_whatever_it_does(tmp_path):
+    sections = {
+        "bad": device.Section(bad_section, 60),
+        "dying": device.Section(dying_section, 60),
+        "endless": device.Section(endless_section, 1),
+        "good": device.Section(good_section, 60),
+    }
+    run = device.Run(sections, 300, False, tmp_path / "found.json")
+    for name in sections:
+        run.section(name)
+    run.end()
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["environment"]["versions"]["jax"] == jax.__version__
+    found = found["sections"]
+    assert [len(found[name]["checks"]) for name in sections] == [1, 1, 1, 1]
+    statuses = ["failed", "broken: exit code 3", "given up: out of time", "done"]
+    assert [found[name]["status"] for name in sections] == statuses
+    (error,) = found["bad"]["errors"]
+    assert error["traceback"].endswith("ValueError: on purpose\n")
+    assert str(ROOT) not in error["traceback"]
+    assert [found[name]["checks"][0]["ok"] for name in ("bad", "good")] == [False, True]
+    assert not run.succeeded()
+
+
+def test_without_time_no_section_begins(tmp_path, capsys):
+    run = device.Run({"good": device.Section(good_section, 60)}, 0, False, tmp_path / "found.json")
+    run.section("good")
+    run.end()
+    assert "no time was left" in capsys.readouterr().out
+
+
+def test_a_signal_leaves_what_was_found(tmp_path):
+    path = tmp_path / "found.json"
+    command = f"-m benchmarks.device --quick --sections arithmetic --output {path}"
+    run = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, stdout=subprocess.DEVNULL)
+    ends = time.monotonic() + 100
+    while not path.exists() and run.poll() is None and time.monotonic() < ends:
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=100) == 128 + signal.SIGTERM
+    found = json.loads(path.read_text())["sections"]["arithmetic"]
+    assert found["status"] == "interrupted"
+    assert found["checks"]

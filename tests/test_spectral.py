@@ -139,29 +139,27 @@ def gram(w, a):
 
 
 def test_the_inverse_root_whitens_what_is_nearly_orthonormal(rng):
-    e = draws.symmetric(rng, 4)
-    eye = np.eye(4)
+    e, eye = draws.symmetric(rng, 4), np.eye(4)
     for size in (1e-2, 1e-4):
-        m = eye + size * e / np.linalg.norm(e)
-        w = inverse_root(m, eye)
-        assert np.linalg.norm(w @ m @ w.T - eye) < size**3
-    masked = np.pad(m, (0, 1)), np.pad(eye, (0, 1))
-    np.testing.assert_array_equal(inverse_root(*masked)[4], 0)
+        near = size * e / np.linalg.norm(e)
+        w = eye + inverse_root(near)
+        assert np.linalg.norm(w @ (eye + near) @ w.T - eye) < size**3
+    np.testing.assert_array_equal(inverse_root(np.pad(near, (0, 1)))[4], 0)
 
 
 def test_second_derivatives_of_the_inverse_root_are_those_of_the_inverse(rng):
-    """Of `A^T W^T W A` = `A^T M^-1 A` at M = I + 1e-6 (E + E^T), in units of 1e-12."""
+    """Of `A^T W^T W A` = `A^T (I + E)^-1 A` at 1e-6 (E + E^T), in units of 1e-12."""
     e, a, along, across = rng.normal(size=(4, 4, 4))
     eye = np.eye(4)
 
     def second(f):
         def slope(e):
-            return jax.jvp(lambda e: f(eye + 1e-6 * (e + e.T)), (e,), (along,))[1]
+            return jax.jvp(lambda e: f(1e-6 * (e + e.T)), (e,), (along,))[1]
 
         return 1e12 * jax.jvp(slope, (e,), (across,))[1]
 
-    found = second(lambda m: gram(inverse_root(m, eye), a))
-    exact = second(lambda m: a.T @ jnp.linalg.inv(m) @ a)
+    found = second(lambda e: gram(eye + inverse_root(e), a))
+    exact = second(lambda e: a.T @ jnp.linalg.inv(eye + e) @ a)
     assert reference.relative_error(found, exact) < 1e-4
 
 

@@ -47,8 +47,8 @@ from jax import lax
 
 from lowrank_jax._clouds.pairs import SecantPairs, check
 from lowrank_jax._clouds.whitened import compress_to_dimension, whiten
-from lowrank_jax._core import checks, scaling, structure, tall
-from lowrank_jax._core.spectral import inverse, mirror, product, symmetrize
+from lowrank_jax._core import checks, scaling, structure, tall, xla
+from lowrank_jax._core.spectral import diagonal, inverse, mirror, product, symmetrize
 from lowrank_jax._core.types import Rows, Scalar
 from lowrank_jax._operators.symmetric import SymmetricLowRank
 
@@ -142,11 +142,13 @@ def _fit(steps: Rows, grad_diffs: Rows, extrapolate: Any, rtol: Any) -> Symmetri
         wide, pinv_rtol = tuple(map(structure.pack, wide)), rtol
     pairs = whiten(*wide, eps=eps, rtol=pinv_rtol)
     a, k = pairs.products()
-    m, eye = pairs.symmetric(a), jnp.eye(len(a), dtype=a.dtype)
-    core = jnp.block([[m, eye], [eye, _damped_inverse(m, k, pairs.kept, extrapolate)]])
+    m, eye = pairs.symmetric(a), xla.once(jnp.eye(len(a), dtype=a.dtype))
+    c = _damped_inverse(m, k, pairs.kept, eye, extrapolate)
+    core = jnp.stack([m, eye, eye, c]).reshape(2, 2, *a.shape).swapaxes(1, 2)
+    core = core.reshape(2 * len(a), 2 * len(a))  # [[M, I], [I, C]], by one concatenation
     factors = pairs.rows(_factors, a)  # the rows of Q and P
 
-    valid = pairs.finite & (extrapolate >= 0) & (extrapolate <= 1)
+    valid = (extrapolate >= 0) & (extrapolate <= 1)
     valid &= True if rtol is None else (rtol >= 0) & (rtol <= 1)
     scale = pairs.unit * scaling.nan_unless(valid, core.dtype)
     if 2 * n >= structure.size(vector):  # then the matrix itself is no larger
@@ -161,21 +163,19 @@ def _factors(a, q, z):
     return jax.tree.map(lambda q, z: jnp.concatenate([q, z - tall.combine(a, q)]), q, z)
 
 
-def _damped_inverse(m, k, kept, e):
+def _damped_inverse(m, k, kept, eye, e):
     """The C of this module's text, zero where not kept."""
     eps = float(jnp.finfo(m.dtype).eps)
-    eye, dropped = jnp.eye(len(m), dtype=m.dtype), jnp.diag(1 - kept.astype(m.dtype))
-    norm_squared = jnp.trace(k)  # |Z|^2
-    norm_squared = jnp.where(norm_squared > 0, norm_squared, 1)
-    norm, rank = jnp.sqrt(norm_squared), jnp.maximum(jnp.sum(kept), 1).astype(m.dtype)
+    norm_squared = jnp.sum(diagonal(k))
+    per_norm = lax.rsqrt(jnp.where(norm_squared > 0, norm_squared, 1))
+    m, k = per_norm * m, per_norm**2 * k  # in units of |Z|
+    rank = jnp.maximum(jnp.sum(kept), 1).astype(m.dtype)
 
-    least = eps * norm_squared
-    inverse_k = inverse(k + least * eye + norm_squared * dropped, least)
-    trace = jnp.sum(jnp.where(kept, jnp.diagonal(inverse_k), 0))
+    inverse_k = inverse(k + eye * jnp.where(kept, eps, 1)[None, :], eps)
+    trace = jnp.sum(jnp.where(kept, diagonal(inverse_k), 0))
     h = jnp.sqrt(rank / jnp.where(trace > 0, trace, 1))
-    g = h * jnp.sqrt((jnp.sum(m * m) / norm_squared + rank**-2) / (1 + rank**-2))
-    d, f = DAMPING * (1 - e) * g, e * eps**0.5 * norm
-    floor = eps**0.5 * (k / norm + h * eye + norm * least * inverse_k)
-    w = d * eye + e * f**2 / (d**2 + f**2) * floor
-    w += norm * dropped  # regular; 1 / i has no real part
-    return e * symmetrize(jnp.real(inverse(lax.complex(e * m, w))))
+    g = h * jnp.sqrt((jnp.sum(m * m) + rank**-2) / (1 + rank**-2))
+    d, f = DAMPING * (1 - e) * g, e * eps**0.5
+    floor = eps**0.5 * (k + h * eye + eps * inverse_k)
+    w = d * eye + e * f**2 / (d**2 + f**2) * floor  # not 0 where not kept; 1 / i has no real part
+    return e * per_norm * symmetrize(jnp.real(inverse(lax.complex(e * m, w))))

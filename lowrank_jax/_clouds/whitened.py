@@ -49,8 +49,7 @@ class WhitenedPairs(NamedTuple):
       grad_diffs: n rows Y.
       from_steps: the combinations that make Q of S.
       from_grad_diffs: (n, n), those that make Z of the Y that goes with unit steps.
-      unit: the unit of H.
-      finite: whether all numbers of the pairs are finite, and H is within the range of the dtype.
+      unit: the unit of H; NaN if any number of the pairs is not finite, as then all that it scales.
       coordinates: (n, n), R.
       quality: l and the eigenvectors of W; None without weights.
     """
@@ -60,7 +59,6 @@ class WhitenedPairs(NamedTuple):
     from_steps: Transform
     from_grad_diffs: jax.Array
     unit: jax.Array
-    finite: jax.Array
     coordinates: jax.Array
     quality: tuple[jax.Array, jax.Array] | None
 
@@ -93,8 +91,9 @@ class WhitenedPairs(NamedTuple):
         return xla.blockwise_map(partial(_written, f), small, self.steps, self.grad_diffs)
 
     def _small(self):
-        per_unit = jnp.where(self.from_steps.unit > 0, 1 / self.unit, 0)  # no step, no equation
-        return self.from_steps.to_rows, self.from_grad_diffs, per_unit
+        found = self.from_steps
+        scale = jnp.where(found.unit > 0, found.scale, 0)  # no step, no equation
+        return found.to_rows, self.from_grad_diffs, scale, 1 / self.unit
 
 
 def compress_to_dimension(
@@ -139,13 +138,11 @@ def whiten(
     if weights is not None:
         transform, quality = _weighted(transform, coordinates, found.kept, weights)
     largest, steepest = scaling.max_abs(steps), scaling.max_abs(grad_diffs)
-    unit = scaling.power_of_two(jnp.max(jnp.where(largest > 0, steepest * found.scale, 0)))
-    # A scale that vanishes in the unit of H stands for an H beyond the range of the dtype.
-    finite = jnp.isfinite(largest) & jnp.isfinite(steepest) & (found.scale / unit > 0)
+    steepest *= jnp.where(largest > 0, found.scale, 0)
+    peak = jnp.max(steepest + 0 * largest)
+    unit = scaling.power_of_two(peak) * scaling.nan_unless(jnp.isfinite(peak), peak.dtype)
     transform = transform * found.unit[None, :]
-    return WhitenedPairs(
-        steps, grad_diffs, found, transform, unit, jnp.all(finite), coordinates, quality
-    )
+    return WhitenedPairs(steps, grad_diffs, found, transform, unit, coordinates, quality)
 
 
 def _weighted(transform, r, kept, weights):
@@ -168,8 +165,8 @@ def _rows_of(small, s, y):
 
     Y is scaled before it is combined: the scale of tiny steps times T would overflow.
     """
-    to_rows, from_grad_diffs, per_unit = small
-    y = tall.scale(per_unit, tall.scale(to_rows[0], y))
+    to_rows, from_grad_diffs, scale, per_unit = small
+    y = tall.times(per_unit, tall.scale(scale, y))
     return orthonormal_rows(to_rows, s), tall.combine(from_grad_diffs, y, grouped=True)
 
 

@@ -12,35 +12,36 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax._core import scaling, structure, tall, xla
-from lowrank_jax._core.spectral import inverse, inverse_root, product, svd
+from lowrank_jax._core.spectral import diagonal, inverse, inverse_root, product, svd
 from lowrank_jax._core.types import Rows, Scalar
 
 ROUNDS = 4  # of pivoted Cholesky, at most
 
 
 class Transform(NamedTuple):
-    """Combinations of n rows `S` that are orthonormal, `Q = W T U` for the unit rows U.
+    """Combinations of n rows `S` that are orthonormal, `Q = (I + V) T U` for the unit rows U.
 
     Attributes:
       scale: (n,), powers of two near one over the largest entry of each row, constants.
       unit: (n,), one over the norms of the scaled rows, 0 for zero rows: `U = unit scale S`.
-      combine: (n, n), T: the rows of `B = T U` are orthonormal but for the rounding of U times
+      combine: (n, n), T: the kept rows of `B = T U` are orthonormal but for the rounding of U times
         its condition. A constant, and so is `unit` in it: other combinations of the rows span the
         same space (but those that `rtol` drops, which are constants to differentiation).
-      whiten: (n, n), W: those of `Q = W B` are orthonormal, and remain so as the rows move.
-      kept: (n,), False for rows of B and Q that are exactly zero.
+      correct: (n, n), V: the rows of `Q = B + V B` are orthonormal, and remain so as the rows move.
+      kept: (n,), False for combinations that vanish; their rows of Q are exactly zero.
     """
 
     scale: jax.Array
     unit: jax.Array
     combine: jax.Array
-    whiten: jax.Array
+    correct: jax.Array
     kept: jax.Array
 
     @property
     def to_rows(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """What `orthonormal_rows` makes Q of S with."""
-        return self.scale, self.combine * lax.stop_gradient(self.unit)[None, :], self.whiten
+        combine = jnp.where(self.kept[:, None], self.combine, 0)
+        return self.scale, combine * lax.stop_gradient(self.unit)[None, :], self.correct
 
 
 class Basis(NamedTuple):
@@ -72,9 +73,10 @@ def orthonormal(rows: Rows, *, eps: float) -> Basis:
 
 
 def orthonormal_rows(to_rows: tuple, rows: Rows) -> Rows:
-    """The rows `Q = W T U` of S, or of a piece of it, for `Transform.to_rows`."""
-    scale, combine, whiten = to_rows
-    return tall.combine(whiten, _combined((scale, combine), rows), grouped=True)
+    """The rows `Q = (I + V) T U` of S, or of a piece of it, for `Transform.to_rows`."""
+    scale, combine, correct = to_rows
+    rows = _combined((scale, combine), rows)
+    return jax.tree.map(jnp.add, rows, tall.combine(correct, rows, grouped=True))
 
 
 def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transform:
@@ -83,12 +85,12 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
     A round takes the Gram matrix of the combinations so far, and its pivoted Cholesky factor
     makes them orthonormal as far as that can tell: down to a length of sqrt(n eps). What is
     shorter is projected and lifted, for the next round to measure. Well-conditioned rows
-    need one round, others two or three. What is left is near the identity: W whitens it, and
-    carries all derivatives.
+    need one round, others two or three. What is left is near the identity, and V, which
+    corrects it, carries all derivatives.
 
     The rank of rows is decided here and nowhere else: unit rows that are known to within `noise`
     have combinations t that are known to within `noise |t|`, and one that is not twice as long
-    vanishes. Its row becomes exactly zero, and all other combinations are made orthogonal
+    vanishes. Its row of Q is exactly zero, and all other combinations are made orthogonal
     to t, so that T is a pseudo-inverse, see `least_squares`.
 
     Args:
@@ -105,41 +107,35 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
     n, dtype = structure.length(rows), structure.compute_dtype(rows)
     own = float(jnp.finfo(dtype).eps)
     noise = rounding_of_rows(n, dtype, eps)
+    eye = xla.once(jnp.eye(n, dtype=dtype))
     scale = 1 / scaling.power_of_two(scaling.max_abs(rows))
-    eye = jnp.eye(n, dtype=dtype)
     inner = xla.blockwise_sum(_combined_gram, (scale, None), rows)
-    unit = scaling.reciprocal(scaling.safe_sqrt(jnp.diagonal(inner)))
+    unit = scaling.reciprocal(scaling.safe_sqrt(diagonal(inner)))
     fixed, fixed_unit, inner = lax.stop_gradient((rows, unit, inner))
 
     def measure(combine):
         return xla.blockwise_sum(_combined_gram, (scale, combine * fixed_unit[None, :]), fixed)
 
-    def known(combine, inner, kept):  # which of the kept combinations do not vanish
-        return kept & (jnp.diagonal(inner) > 4 * noise**2 * jnp.sum(combine * combine, axis=1))
-
     def round_(state):
-        combine, inner, _ = state
-        kept = known(*state)
+        _, combine, inner, kept, _ = state
         combine = _pivoted_cholesky(combine, inner, kept)
-        return combine, measure(combine), kept
-
-    def orthonormal_enough(state):
-        _, inner, kept = state  # off = eps^(1/3): `inverse_root` is right to eps then
+        inner = measure(combine)
+        seen = diagonal(inner) > 4 * noise**2 * jnp.sum(combine * combine, axis=1)
         off = jnp.where(kept[:, None] & kept[None, :], inner - eye, 0)
-        return (jnp.sum(off * off) < own ** (2 / 3)) & jnp.all(known(*state) == kept)
+        # Off by eps^(1/3): `inverse_root` is right to eps then.
+        settled = (jnp.sum(off * off) < own ** (2 / 3)) & jnp.all(seen | ~kept)
+        return settled, combine, inner, kept & seen, off
 
     inner = inner * jnp.outer(fixed_unit, fixed_unit)
-    start = xla.vary_like(eye, inner), inner, fixed_unit > 0
-    combine, inner, kept = xla.iterate(round_, start, until=orthonormal_enough, most=ROUNDS)
+    no, identity = xla.vary_like(jnp.array(False), inner), xla.vary_like(eye, inner)
+    start = no, identity, inner, fixed_unit > 0, inner
+    _, combine, _, kept, off = xla.iterate(round_, start, until=lambda s: s[0], most=ROUNDS)
     if rtol is not None:
-        combine, kept = _truncated(fixed, scale, fixed_unit, combine, inner, kept, rtol)
-        inner = measure(combine)
-    combine = jnp.where(kept[:, None], combine, 0)
-    inner = jnp.where(kept[:, None] & kept[None, :], inner, 0)
+        combine, kept = _truncated(fixed, scale, fixed_unit, combine, off, kept, rtol)
+        off = jnp.where(kept[:, None] & kept[None, :], measure(combine) - eye, 0)
     small = scale, combine * fixed_unit[None, :]
-    inner = xla.with_derivative_of(inner, _combined_gram, small, rows)
-    whiten = inverse_root(inner, jnp.diag(kept.astype(dtype)))
-    return Transform(scale, unit, combine, whiten, kept)
+    off = xla.with_derivative_of(off, _combined_gram, small, rows)
+    return Transform(scale, unit, combine, inverse_root(off), kept)
 
 
 def rounding_of_rows(n: int, dtype: jnp.dtype, eps: float) -> float:
@@ -161,42 +157,40 @@ def _pivoted_cholesky(combine, inner, kept):
     their part along t, which changes no row of `T U`.
     """
     n = len(inner)
-    order = jnp.arange(n)
-    favour = 1 - order.astype(inner.dtype) / (2 * n)
-    short = 4 * n * float(jnp.finfo(inner.dtype).eps) * jnp.diagonal(inner)  # 0, as far as G tells
+    info = jnp.finfo(inner.dtype)
+    inner = jnp.where(kept[:, None] & kept[None, :], inner, 0)
 
     def step(_, state):
-        rows, squares = state  # 0 for rows that were not yet taken
-        free = squares == 0
-        lengths = favour * jnp.diagonal(rows[:, :n])
-        taken = jnp.argmax(jnp.where(free, lengths, -1))
-        row, vanishes = rows[taken], ~kept[taken]
-        along = jnp.where(free & (row[taken] > short[taken]), row[:n], 0)  # 0: only lifted
-        along = jnp.where(vanishes, product(rows[:, n:], row[n:]), along)
-        along = along / jnp.where(along[taken] == 0, 1, along[taken])
-        square = jnp.where(vanishes, 1, jnp.maximum(row[taken], short[taken]))
-        squares = jnp.where(order == taken, square, squares)
-        rows -= jnp.where(order == taken, 0, along)[:, None] * row[None, :]
-        return rows, squares
+        rows, free = state
+        order = jnp.arange(n)
+        lengths = (1 - order.astype(inner.dtype) / (2 * n)) * rows.reshape(-1)[:: 2 * n + 1]
+        i = jnp.argmax(jnp.where(free, lengths, -1))
+        short = jnp.where(
+            kept[i], 4 * n * info.eps * inner[i, i], info.tiny
+        )  # 0, as far as G tells
+        beside = jnp.where(free & (rows[i, i] > short), rows[i, :n], 0)  # 0: it is only lifted
+        beside = jnp.where(kept[i], beside, product(rows[:, n:], rows[i, n:]))
+        square = jnp.maximum(jnp.where(kept[i], rows[i, i], beside[i]), short)
+        own = jnp.where(kept[i], 1 - lax.rsqrt(square), 0)
+        along = jnp.where(order == i, own, beside / square)
+        return rows - along[:, None] * rows[i][None, :], free & (order != i)
 
-    both = kept[:, None] & kept[None, :]
-    rows = jnp.concatenate([jnp.where(both, inner, 0), combine], axis=1)
-    none = xla.vary_like(jnp.zeros_like(short), short)
-    rows, squares = lax.fori_loop(0, n, step, (rows, none))
-    return rows[:, n:] * jnp.where(kept, lax.rsqrt(squares), 1)[:, None]
+    free = xla.vary_like(jnp.ones(n, bool), inner)
+    start = jnp.concatenate([inner, combine], axis=1), free
+    return lax.fori_loop(0, n, step, start)[0][:, n:]
 
 
-def _truncated(rows, scale, unit, combine, inner, kept, rtol):
+def _truncated(rows, scale, unit, combine, off, kept, rtol):
     """Combinations that span the right singular vectors of the unit rows above `rtol` alone.
 
     For `U = X diag(s) V^T Q` they are `diag(1 / s) X^T = V^T T`. V^T T is the more accurate, once
     what rounding has left along dropped columns of X is projected out.
     """
-    kept_inner = jnp.where(kept[:, None] & kept[None, :], inner, 0)
-    whiten = inverse_root(kept_inner, jnp.diag(kept.astype(inner.dtype)))
-    small = (scale, combine * unit[None, :], whiten), unit
+    combine = jnp.where(kept[:, None], combine, 0)
+    correct = inverse_root(off)
+    small = (scale, combine * unit[None, :], correct), unit
     x, s, v = svd(xla.blockwise_sum(_coordinates, small, rows))
-    combine = product(whiten, combine)
+    combine = combine + product(correct, combine)
     kept = (s > rtol * s[0]) & (s > 0) & (jnp.arange(len(s)) < jnp.sum(kept))
     x = jnp.where(kept[None, :], x, 0)
     return jnp.where(kept[:, None], product(v.T, combine, x, x.T), 0), kept
@@ -209,9 +203,9 @@ def least_squares(found: Transform, rows: Rows) -> tuple[jax.Array, jax.Array]:
     also where rows depend on each other and V contradicts itself along them.
     """
     coordinates = xla.blockwise_sum(_coordinates, (found.to_rows, found.unit), rows)
-    # W T, summed so that a long row of T is rounded once, not with each term that is added to it.
-    t, w = found.combine, lax.stop_gradient(found.whiten)
-    transform = t + product(w - jnp.diag(found.kept.astype(w.dtype)), t)
+    # Summed so that a long row of T is rounded once, not with each term that is added to it.
+    transform = found.combine + product(lax.stop_gradient(found.correct), found.combine)
+    transform = jnp.where(found.kept[:, None], transform, 0)
     return _with_pinv_derivative(transform, coordinates), coordinates
 
 
@@ -297,11 +291,12 @@ def thin_lq(rows: Rows) -> ThinLQ:
         return ThinLQ(rows, empty, empty, none, none, none)
     found = whitening(rows, eps=float(jnp.finfo(dtype).eps))
     basis = xla.blockwise_map(orthonormal_rows, found.to_rows, rows)
+    scale, combine, correct = found.to_rows
     return ThinLQ(
         rows=basis,
-        coordinates=xla.blockwise_sum(_scaled_gram, found.scale, rows, basis),
-        inverse=product(found.whiten, found.combine * found.unit[None, :]),
-        scale=found.scale,
+        coordinates=xla.blockwise_sum(_scaled_gram, scale, rows, basis),
+        inverse=combine + product(correct, combine),
+        scale=scale,
         sizes=scaling.reciprocal(found.unit),
         kept=found.kept.astype(dtype),
     )

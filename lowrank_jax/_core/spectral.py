@@ -29,6 +29,11 @@ def product(*matrices: jax.Array) -> jax.Array:
     return result
 
 
+def diagonal(m: jax.Array) -> jax.Array:
+    """The diagonal of a square matrix: a slice, where `jnp.diagonal` gathers."""
+    return m.reshape(-1)[:: len(m) + 1]
+
+
 def mirror(m: jax.Array) -> jax.Array:
     """The symmetric matrix with the lower triangle of m, equal to its transpose bit for bit."""
     return jnp.tril(m) + jnp.tril(m, -1).T
@@ -36,7 +41,7 @@ def mirror(m: jax.Array) -> jax.Array:
 
 def symmetrize(m: jax.Array) -> jax.Array:
     """The symmetric part, `(m + m^T) / 2`."""
-    return mirror((m + m.T) / 2)
+    return (m + m.T) / 2
 
 
 def eigh(m: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -61,26 +66,28 @@ def _eigh_jvp(primals, tangents):
     w, v = eigh_with_derivative(*primals)
     rotated = symmetrize(product(v.T, tangents[0], v))  # of m, only one half was read
     dv = product(v, scaling.reciprocal(w[None, :] - w[:, None]) * rotated)
-    return (w, v), (jnp.diagonal(rotated), dv)
+    return (w, v), (diagonal(rotated), dv)
 
 
 @jax.custom_jvp
-def inverse_root(m: jax.Array, identity: jax.Array) -> jax.Array:
-    """W with `W M W^T = I` for a symmetric M near the identity: `(15 I - 10 M + 3 M^2) / 8`.
+def inverse_root(e: jax.Array) -> jax.Array:
+    """V with `(I + V) (I + E) (I + V)^T = I` for a small symmetric E: `V = -E / 2 + 3 E^2 / 8`.
 
-    The first terms of `M^(-1/2)`: for `|M - I| = t` the error is `5 t^3 / 16`. With L(.) for the
-    lower triangle and half of the diagonal, `dW = -L(W dM W^T) W` gives W M W^T no
-    derivative, of any order: it is that of a Cholesky factor, so that second ones commute. Rows
-    of `identity` that are zero, as those of M then are, stay zero.
+    The first terms of `(I + E)^(-1/2)`: for |E| = t the error is `5 t^3 / 16`. With W = I + V
+    and L(.) for the lower triangle and half of the diagonal, `dV = -L(W dE W^T) W` gives
+    W (I + E) W^T no derivative, of any order: it is that of a Cholesky factor, so that second
+    ones commute. Where a row of E is zero, so is that of V.
     """
-    return (15 * identity - 10 * m + 3 * product(m, m)) / 8
+    return -e / 2 + 3 / 8 * product(e, e)
 
 
 @inverse_root.defjvp
 def _inverse_root_jvp(primals, tangents):
-    w = inverse_root(*primals)
-    change = product(w, tangents[0], w.T)
-    return w, -product(jnp.tril(change) - jnp.diag(jnp.diagonal(change)) / 2, w)
+    v, change = inverse_root(*primals), tangents[0]
+    change += product(v, change)
+    change += product(change, v.T)
+    lower = jnp.tril(change) - jnp.diag(diagonal(change)) / 2
+    return v, -(lower + product(lower, v))
 
 
 @jax.custom_jvp
@@ -100,23 +107,24 @@ def inverse(m: jax.Array, least: jax.Array | None = None) -> jax.Array:
     for one another.
     """
     n = len(m)
-    order = jnp.arange(n)
 
-    def eliminate(step, state):
+    def sweep(step, state):  # turns M into -M^-1, pivot by pivot; it stays symmetric
         m, free = state
         i = step if least is not None else _largest_free(m, free)
-        here, row, column, pivot = order == i, m[i], m[:, i], m[i, i]
+        here, pivot = jnp.arange(n) == i, m[i, i]
         pivot = pivot if least is None else jnp.maximum(pivot, least)
-        row, column = jnp.where(here, 1, row) / pivot, jnp.where(here, -1, column)
+        row = jnp.where(here, -1, m[i])
         m = jnp.where(here[:, None] | here[None, :], 0, m)
-        return m - column[:, None] * row[None, :], free & ~here
+        return m - row[:, None] * (row / pivot)[None, :], free & ~here
 
     free = xla.vary_like(jnp.ones(n, bool), m)
-    return lax.fori_loop(0, n, eliminate, (m, free))[0]
+    return -lax.fori_loop(0, n, sweep, (m, free))[0]
 
 
 def _largest_free(m, free):
-    return jnp.argmax(jnp.where(free, jnp.abs(jnp.diagonal(m)), -1))
+    pivots = diagonal(m)
+    sizes = jnp.abs(jnp.real(pivots)) + jnp.abs(jnp.imag(pivots))
+    return jnp.argmax(jnp.where(free, sizes, -1))
 
 
 @inverse.defjvp
@@ -155,7 +163,7 @@ def _svd_jvp(primals, tangents):
     outside = scaling.reciprocal(s)[None, :]
     du = product(u, even + odd) + (right - product(u, rotated)) * outside
     dv = product(v, even - odd) + (left - product(v, rotated.T)) * outside
-    return (u, s, v), (du, jnp.diagonal(rotated), dv)
+    return (u, s, v), (du, diagonal(rotated), dv)
 
 
 def masked_inverse(select: Callable, m: jax.Array, *args: Any) -> jax.Array:

@@ -33,7 +33,10 @@ def blockwise_sum(f: Callable, small: Any, *rows: Rows) -> Any:
 
 
 def with_derivative_of(value: Any, f: Callable, small: Any, *rows: Rows) -> Any:
-    """The known value of `blockwise_sum(f, small, *rows)`, taken anew for derivatives alone."""
+    """A value that differs from `blockwise_sum(f, small, *rows)` by a constant, if at all.
+
+    The sum is taken for derivatives alone.
+    """
     return _with_derivative_of(f, value, small, rows)
 
 
@@ -102,7 +105,8 @@ def _with_derivative_of(f, value, small, rows):
 
 @_with_derivative_of.defjvp
 def _with_derivative_of_jvp(f, primals, tangents):
-    return jax.jvp(functools.partial(_whole_sum, f), primals[1:], tangents[1:])
+    _, tangent = jax.jvp(functools.partial(_whole_sum, f), primals[1:], tangents[1:])
+    return _with_derivative_of(f, *primals), tangent
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -166,3 +170,12 @@ def iterate(body: Callable, state: Any, *, until: Callable, most: int) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(until(state), a, b), state, body(state))
 
     return lax.fori_loop(0, most, turn, state)
+
+
+def once(x: Any) -> Any:
+    """X, computed once and read from memory.
+
+    XLA writes what is cheap anew into every kernel that reads it. Of a comparison of indices, which
+    all small matrices share, LLVM makes a program as long as the matrix has entries.
+    """
+    return lax.optimization_barrier(x)
