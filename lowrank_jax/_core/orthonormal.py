@@ -76,7 +76,7 @@ def orthonormal_rows(to_rows: tuple, rows: Rows) -> Rows:
     """The rows `Q = (I + V) T U` of S, or of a piece of it, for `Transform.to_rows`."""
     scale, combine, correct = to_rows
     rows = _combined((scale, combine), rows)
-    return jax.tree.map(jnp.add, rows, tall.combine(correct, rows, grouped=True))
+    return jax.tree.map(jnp.add, rows, tall.combine(correct, rows))  # V is small: no grouping
 
 
 def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transform:
