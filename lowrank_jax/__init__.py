@@ -1,6 +1,6 @@
 """Low-rank Hessians from gradients: curvature for JAX without a second derivative."""
 
-from lowrank_jax import history, optim
+from lowrank_jax import history, interop, optim
 from lowrank_jax._at_a_point.comparison import HvpComparison, compare_hvp
 from lowrank_jax._at_a_point.differences import gradient_difference
 from lowrank_jax._at_a_point.eigenpair import top_eigenpair
@@ -30,6 +30,7 @@ from lowrank_jax._clouds.selection import choose_extrapolation, choose_rtol
 from lowrank_jax._models.cross import cross
 from lowrank_jax._models.cur import skeleton
 from lowrank_jax._models.quadratic import QuadraticModel, quadratic_model, quadratic_model_at
+from lowrank_jax._operators.diagonal import DiagonalPlusLowRank
 from lowrank_jax._operators.rectangular import LowRank
 from lowrank_jax._operators.symmetric import SymmetricLowRank
 from lowrank_jax._training.batches import mean_gradient
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Diagnosis",
+    "DiagonalPlusLowRank",
     "HvpComparison",
     "LowRank",
     "QuadraticModel",
@@ -57,6 +59,7 @@ __all__ = [
     "gradient_difference",
     "history",
     "hvp",
+    "interop",
     "lowrank_from_product",
     "lowrank_hessian",
     "lowrank_hessian_from_gradient",

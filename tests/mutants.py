@@ -244,18 +244,65 @@ MUTANTS = (
         "test_pairs.py::test_a_symmetric_stencil_has_no_step_at_its_centre",
     ),
     Mutant(
-        "solve ignores the damping outside the span",
-        "_operators.symmetric",
-        "lambda x, y: x + y / divisor",
-        "lambda x, y: x + y",
-        "test_operator.py::test_functions_of_the_operator_equal_their_dense_twins[1-float64]",
+        "rounding along the span stays in a solution",
+        "_operators.shifted",
+        "for _ in range(2):",
+        "for _ in range(1):",
+        "test_operator.py::test_solve_is_backward_stable_for_factors_of_any_scale[9-float32]",
+    ),
+    Mutant(
+        "a vector of dampings is solved as a number is",
+        "_operators.shifted",
+        "    if not graded:\n",
+        "    if True:\n",
+        "test_operator.py::"
+        "test_variables_in_units_far_apart_keep_their_curvature_with_a_vector_of_dampings[float32]",
+    ),
+    Mutant(
+        "a factor's rows do not move the basis of the inverse",
+        "_operators.shifted",
+        "return _with_motion(*primals), moved",
+        "return _with_motion(*primals), jax.tree.map(jnp.zeros_like, moved)",
+        "test_operator_diagonal.py::"
+        "test_derivatives_of_two_orders_are_those_of_the_matrix[False-generic]",
+    ),
+    Mutant(
+        "what a zero row adds to the inverse is forgotten",
+        "_operators.shifted",
+        "inner = resolvent.complement(found.small * found.unit, y) + mixed + mixed.T + corner",
+        "inner = resolvent.complement(found.small * found.unit, y) + mixed + mixed.T",
+        "test_operator_diagonal.py::"
+        "test_derivatives_of_two_orders_are_those_of_the_matrix[False-dependent]",
+    ),
+    Mutant(
+        "zero rows of a function of H carry no derivative",
+        "_operators.reduced",
+        "coupling = free[:, None] * product(",
+        "coupling = 0 * free[:, None] * product(",
+        "test_operator_derivatives.py::test_derivatives_of_functions_of_the_operator"
+        "[fitted_identity]",
+    ),
+    Mutant(
+        "dependent rows have no place of their own",
+        "_core.orthonormal",
+        "return independent + free[:, None] *",
+        "return independent + 0 * free[:, None] *",
+        "test_operator_derivatives.py::test_derivatives_of_functions_of_the_operator"
+        "[fitted_identity]",
     ),
     Mutant(
         "eigenvalues that are rounding are kept",
-        "_operators.symmetric",
+        "_operators.reduced",
         "jnp.where(jnp.abs(values) <= noise, values, 0)",
         "jnp.where(jnp.abs(values) < 0, values, 0)",
         "test_operator.py::test_what_cancels_is_exactly_zero",
+    ),
+    Mutant(
+        "rounding of gradients counts as curvature",
+        "_operators.symmetric",
+        "structure.resolution(self.factors) ** 0.5",
+        "structure.resolution(self.factors)",
+        "test_operator.py::test_rigid_motions_count_as_zero_and_a_tolerance_decides",
     ),
     Mutant(
         "the difference is divided by the step that was meant",

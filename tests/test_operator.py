@@ -283,3 +283,50 @@ def test_repr_tells_shape_factors_and_dtype(rng):
     axes = jax.tree.unflatten(jax.tree.structure(h), [0] * 4)
     assert "core=0" in repr(axes)
     assert "float64" in repr(jax.tree.map(lambda leaf: leaf.dtype, h))
+
+
+def test_rigid_motions_count_as_zero_and_a_tolerance_decides(rng):
+    """Eigenvalues as of a molecule's minimum: six that are rounding of its gradients."""
+    values = np.array([251.0, 80.0, 13.0, 2.0, -3.5e-7, 2e-7, -1e-7, 3e-8, -4e-9, 1e-9])
+    q = np.linalg.qr(rng.normal(size=(12, 10)))[0].T
+    h = lrj.SymmetricLowRank(q, np.diag(values))
+
+    def counts(*tol):
+        return [int(count) for count in h.inertia(*tol)]
+
+    assert counts() == [4, 0, 8]
+    assert counts(10.0) == [3, 0, 9]
+    assert counts(0.0) == [7, 3, 2]
+    assert counts(2.5e-7) == [4, 1, 7]
+    assert [int(count) for count in (0 * h).inertia()] == [0, 0, 12]
+    traced = jax.jit(lambda tol: h.inertia(tol))
+    assert [int(count) for count in traced(10.0)] == [3, 0, 9]
+    assert [int(count) for count in traced(-1.0)] == [-1, -1, -1]
+    with pytest.raises(ValueError, match="tol must be"):
+        h.inertia(-1.0)
+
+
+def test_the_positive_part_is_the_nearest_semidefinite_operator(rng):
+    h, dense = operator(rng, 5)
+    values, vectors = np.linalg.eigh(dense)
+    part = h.positive_part()
+    truth = (vectors * np.maximum(values, 0)) @ vectors.T
+    np.testing.assert_allclose(part.to_dense(), truth, atol=1e-12)
+    assert part.core.shape == h.core.shape
+    assert np.isnan(h.logdet(1e-3))
+    np.testing.assert_allclose(part.logdet(1e-3), np.sum(np.log(np.maximum(values, 0) + 1e-3)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_variables_in_units_far_apart_keep_their_curvature_with_a_vector_of_dampings(rng, dtype):
+    """Rows `[t, 1]` with t to 1e4: the curvature of the second is rounding beside the first's."""
+    t = rng.uniform(0, 1e4, size=20).astype(dtype)
+    factors = np.stack([t, np.ones_like(t)], axis=1)
+    h, v = lrj.SymmetricLowRank(factors, np.eye(20, dtype=dtype)), np.ones(2, dtype)
+    exact = factors.astype(float)
+    damped = exact.T @ exact + 1e-2 * np.eye(2)
+    d = np.full(2, 1e-2, dtype)
+    truth, close = np.linalg.solve(damped, v), 200 * np.finfo(dtype).eps
+    assert reference.relative_error(h.solve(v, d), truth) < close
+    np.testing.assert_allclose(h.logdet(d), np.linalg.slogdet(damped)[1], rtol=10 * close)
+    assert reference.relative_error(h.inverse(d).to_dense(), np.linalg.inv(damped)) < 100 * close

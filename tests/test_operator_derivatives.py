@@ -114,3 +114,55 @@ def test_second_derivatives_of_functions_of_the_eigenvalues_where_they_are_disti
 
     args = factors, core, np.float64(0.7)
     check_derivatives(wave, args, order=2, rtol=1e-4, atol=1e-4)
+
+
+AT_ZERO = {
+    "sin": lambda h: h.map_spectrum(jnp.sin).to_dense(),
+    "expm1": lambda h: h.map_spectrum(jnp.expm1).to_dense(),
+    "sample": lambda h: h.sample(jax.random.key(0), 1.5),
+    "vector sample": lambda h: h.sample(jax.random.key(0), 1.5 + V**2),
+    "logdet": lambda h: h.logdet(1.5),
+    "inverse": lambda h: h.inverse(1.5).to_dense(),
+}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("name", AT_ZERO)
+def test_derivatives_where_many_eigenvalues_are_zero_to_rounding(rng, name, turned):
+    u, d = rng.normal(size=DIM), rng.normal(size=DIM)
+    q = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0] if turned else np.eye(DIM)
+
+    def function(t):
+        core = q @ (jnp.outer(u, u) + t * jnp.diag(d)) @ q.T
+        return AT_ZERO[name](lrj.SymmetricLowRank(q, core))
+
+    step = 1e-6
+    tangent = jax.jvp(function, (0.0,), (1.0,))[1]
+    ahead, behind = function(step), function(-step)
+    np.testing.assert_allclose(tangent, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-7)
+
+
+def test_a_result_of_map_spectrum_has_the_factors_of_its_operator(rng):
+    """Also where rows of B depend on each other, whose derivatives it carries all the same."""
+    for draw in POINTS:
+        factors, core = draw(rng)
+        h = symmetric(factors, core)
+        assert h.map_spectrum(jnp.sin).core.shape == core.shape
+        assert h.positive_part().core.shape == core.shape
+
+
+def test_a_function_that_is_safe_in_value_is_silent_under_debug_nans(rng):
+    """The derivative of sqrt(relu(s)) is NaN for s < 0 and infinite at 0, and nobody asked."""
+    factors, core = fitted_low_rank(rng)
+    h = lrj.SymmetricLowRank(factors, core)
+    values, vectors = np.linalg.eigh(np.asarray(h.to_dense()))
+    truth = (vectors * np.sqrt(np.maximum(values, 0) * (values > 1e-12))) @ vectors.T
+    with jax.debug_nans(True):
+        for f in (lambda s: jnp.sqrt(jax.nn.relu(s)), lambda s: jnp.sqrt(jnp.maximum(s, 0))):
+            found = h.map_spectrum(f).to_dense()
+            np.testing.assert_allclose(found, truth, atol=1e-12)
+            np.testing.assert_allclose(
+                jax.jit(lambda h, f=f: h.map_spectrum(f))(h).to_dense(), truth, atol=1e-12
+            )
+        h.sample(jax.random.key(0), 3.0)
+        h.positive_part()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lowrank_jax._at_a_point.products import hvp
 from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.types import Argnums, Loss, Rows, Vector
-from lowrank_jax._operators.symmetric import SymmetricLowRank
+from lowrank_jax._operators.symmetric import Operator, check_operator
 
 
 class HvpComparison(NamedTuple):
@@ -27,7 +27,7 @@ class HvpComparison(NamedTuple):
 
 def compare_hvp(
     loss: Loss,
-    hessian: SymmetricLowRank,
+    hessian: Operator,
     x: Vector,
     vectors: Rows,
     *args: Any,
@@ -39,7 +39,7 @@ def compare_hvp(
 
     Args:
       loss: a scalar function, differentiated twice in argument `argnums`.
-      hessian: the operator.
+      hessian: the operator, `SymmetricLowRank` or `DiagonalPlusLowRank`.
       x: the point, of the operator's structure.
       vectors: m vectors v, a pytree whose leaves have a leading axis m.
       *args: the loss's other arguments, in their order.
@@ -66,9 +66,8 @@ def compare_hvp(
     """
     x, (vectors, _) = checks.vector(x, "x"), checks.rows(vectors, "vectors")
     checks.like(vectors, "vectors", x, "x", lead=1)
-    checks.instance(hessian, "hessian", SymmetricLowRank)
-    checks.single(hessian.core)
-    checks.like(x, "x", hessian.factors, "a factor of hessian", pattern_lead=1)
+    factors = check_operator(hessian, "hessian")
+    checks.like(x, "x", factors, "a factor of hessian", pattern_lead=1)
     product_at_x, vectors = hvp(loss, argnums), structure.reshard(vectors)
 
     def compare(v):

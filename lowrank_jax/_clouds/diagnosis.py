@@ -7,12 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax._clouds.pairs import SecantPairs, check, rounding
-from lowrank_jax._clouds.selection import compressed_pairs, left_out_errors
+from lowrank_jax._clouds.selection import compressed, left_out_errors
 from lowrank_jax._core import checks, scaling, structure, tall
-from lowrank_jax._core.orthonormal import orthonormal
 from lowrank_jax._core.spectral import eigh, product, symmetrize
 from lowrank_jax._core.types import Rows, Scalar
-from lowrank_jax._operators.symmetric import SymmetricLowRank
+from lowrank_jax._operators.symmetric import Operator, check_operator
 
 
 class Diagnosis(NamedTuple):
@@ -43,7 +42,7 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(
-    hessian: SymmetricLowRank,
+    hessian: Operator,
     pairs: SecantPairs | tuple[Rows, Rows],
     *,
     extrapolate: Scalar = 2 / 3,
@@ -63,7 +62,7 @@ def diagnose(
     Residual and asymmetry have derivative 0 where they are rounding.
 
     Args:
-      hessian: the operator.
+      hessian: the operator, `SymmetricLowRank` or `DiagonalPlusLowRank`.
       pairs: secant pairs, or a tuple (steps, grad_diffs), of the operator's structure. Pairs
         without a step count for nothing.
       extrapolate: of the fits that leave a pair out; that of the fit itself, as a rule.
@@ -85,12 +84,9 @@ def diagnose(
       >>> int(report.rank), bool(report.finite), float(report.asymmetry)
       (2, True, 0.0)
     """
-    checks.instance(hessian, "hessian", SymmetricLowRank)
-    checks.single(hessian.core)
+    factors = check_operator(hessian, "hessian")
     pairs, _ = check(pairs)
-    checks.like(
-        pairs.steps, "pairs.steps", hessian.factors, "a factor of hessian", lead=1, pattern_lead=1
-    )
+    checks.like(pairs.steps, "pairs.steps", factors, "a factor of hessian", lead=1, pattern_lead=1)
     checks.between(extrapolate, "extrapolate", 0, 1)
     dtype = structure.compute_dtype((pairs.steps, pairs.grad_diffs))
     return _diagnose(hessian, pairs, jnp.asarray(extrapolate, dtype))
@@ -106,9 +102,9 @@ def _diagnose(hessian, pairs, extrapolate):
     images = structure.cast_like(jax.vmap(structure.widen(hessian).mv)(unit_steps), slopes)
     residual = _total_norm(jax.tree.map(jnp.subtract, images, slopes))
     g = tall.gram(unit_steps, slopes)
-    short, rank = compressed_pairs(pairs)
+    short, rank, transform = compressed(pairs)
     noise = jnp.max(jnp.where(used | ~jnp.any(used), rounding(pairs), 0), initial=0)
-    least_curvature = _least_curvature(lax.stop_gradient(short), noise)
+    least_curvature = _least_curvature(*lax.stop_gradient((short, transform)), noise)
     sizes_left_out = scaling.norms(short.grad_diffs) * scaling.reciprocal(
         scaling.norms(short.steps)
     )
@@ -131,17 +127,14 @@ def _diagnose(hessian, pairs, extrapolate):
     )
 
 
-def _least_curvature(short, noise):
+def _least_curvature(short, transform, noise):
     """Of `M = V diag(w) V^T` and `Z ~ Q H` as in the text of `fit`: the least |w_i| / |V^T Z|_i.
 
     Where V^T Z is within the noise of the pairs, or sqrt(eps) of its longest row, there is nothing
     to tell.
     """
-    inverse = scaling.reciprocal(scaling.norms(short.steps))
-    s, y = (tall.scale(inverse, rows) for rows in short[:2])
-    basis = orthonormal(s, eps=structure.resolution(s))
-    z = tall.combine(basis.transform * basis.scale[None, :], y)
-    w, v = eigh(symmetrize(tall.gram(z, basis.rows)))
+    z = product(transform, short.grad_diffs)  # in coordinates whose first n are those of Q
+    w, v = eigh(symmetrize(z[:, : len(z)]))
     images = scaling.norms(product(v.T, z))
     noise = jnp.maximum(noise.astype(w.dtype), float(jnp.finfo(w.dtype).eps) ** 0.5)
     seen = images > noise * jnp.max(images)

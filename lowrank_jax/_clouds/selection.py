@@ -1,5 +1,7 @@
 """Options of the fit chosen by predicting each pair from the others."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -96,7 +98,7 @@ def _choose_rtol(pairs, extrapolate):
 
 
 def _choose(pairs, candidates, left_out):
-    short, _ = compressed_pairs(lax.stop_gradient(pairs))
+    short = compressed(lax.stop_gradient(pairs)).pairs
     candidates = jnp.array(candidates, short.steps.dtype)
     errors = jax.vmap(left_out, in_axes=(None, 0))(short, candidates)
     logs = jnp.log(jnp.maximum(errors, jnp.finfo(errors.dtype).tiny))
@@ -105,24 +107,36 @@ def _choose(pairs, candidates, left_out):
     return jnp.where(valid, candidates[best], jnp.nan)
 
 
-def compressed_pairs(pairs):
-    """The pairs as rows of 2n numbers with the same inner products, and the rank of the steps.
+class Compressed(NamedTuple):
+    """Pairs as rows of 2n numbers with the same inner products.
 
     With `S = R Q`, `Y = W Q + L E` for orthonormal rows Q and E, the rows [R, 0] and [W, L].
+
+    Attributes:
+      pairs: these rows.
+      rank: that of the steps.
+      transform: (n, n), T with `Q = T S`.
     """
+
+    pairs: SecantPairs
+    rank: jax.Array
+    transform: jax.Array
+
+
+def compressed(pairs: SecantPairs) -> Compressed:
+    """Compresses pairs; none become one pair without a step."""
     s, y = structure.widen((pairs.steps, pairs.grad_diffs))
-    s, y = (tall.scale(1 / _unit(rows), rows) for rows in (s, y))
-    if structure.length(s) == 0:  # one pair without a step instead
+    s, y = (structure.pack(tall.scale(1 / _unit(rows), rows)) for rows in (s, y))
+    if structure.length(s) == 0:
         nothing = jnp.zeros((1, 1), structure.compute_dtype(s))
-        return SecantPairs(nothing, nothing), jnp.array(0)
+        return Compressed(SecantPairs(nothing, nothing), jnp.array(0), nothing)
     basis = orthonormal(s, eps=structure.resolution(pairs.steps))
-    w = tall.gram(y, basis.rows)
-    outside = jax.tree.map(jnp.subtract, y, tall.combine(w, basis.rows))
-    r = tall.gram(s, basis.rows)
-    coordinates = thin_lq(outside).coordinates
+    w, r = tall.gram(y, basis.rows), tall.gram(s, basis.rows)
+    outside = thin_lq(jax.tree.map(jnp.subtract, y, tall.combine(w, basis.rows)))
     steps = jnp.concatenate([r, jnp.zeros_like(r)], axis=1)
-    slopes = jnp.concatenate([w, coordinates], axis=1)
-    return SecantPairs(steps, slopes), jnp.sum(basis.kept)
+    slopes = jnp.concatenate([w, outside.coordinates / outside.scale[:, None]], axis=1)
+    transform = basis.transform * basis.scale[None, :]
+    return Compressed(SecantPairs(steps, slopes), jnp.sum(basis.kept), transform)
 
 
 def _unit(rows):

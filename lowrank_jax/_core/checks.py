@@ -88,6 +88,21 @@ def like(
             )
 
 
+def operand(v: Any, name: str, rows: Rows, rows_name: str, method: str) -> Vector:
+    """One vector like each of the rows; `method` is what a stack of vectors is to be mapped over.
+
+    Raises:
+      TypeError: as `vector` does.
+      ValueError: for another structure or other shapes.
+    """
+    v = vector(v, name)
+    try:
+        like(v, name, rows, rows_name, pattern_lead=1)
+    except ValueError as error:
+        raise ValueError(f"{error}; for a stack of vectors use jax.vmap({method})") from None
+    return v
+
+
 def single(core: jax.Array) -> None:
     """One operator, not a batch of them.
 
@@ -189,14 +204,15 @@ def function(value: Any, name: str) -> None:
         raise TypeError(f"{name} must be a function, got {type(value).__name__}")
 
 
-def instance(value: Any, name: str, kind: type) -> None:
-    """An object of one of the library's classes.
+def instance(value: Any, name: str, *kinds: type) -> None:
+    """An object of one of these classes of the library.
 
     Raises:
       TypeError: for anything else.
     """
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+    if not isinstance(value, kinds):
+        expected = " or a ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} must be a {expected}, got {type(value).__name__}")
 
 
 def key(value: Any) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax._core import scaling, structure, tall, xla
-from lowrank_jax._core.spectral import diagonal, inverse_root, product, svd
+from lowrank_jax._core.spectral import diagonal, inverse, inverse_root, product, svd
 from lowrank_jax._core.types import Rows, Scalar
 
 ROUNDS = 4  # of pivoted Cholesky, at most
@@ -76,7 +76,7 @@ def orthonormal_rows(to_rows: tuple, rows: Rows) -> Rows:
     """The rows `Q = (I + V) T U` of S, or of a piece of it, for `Transform.to_rows`."""
     scale, combine, correct = to_rows
     rows = _combined((scale, combine), rows)
-    return jax.tree.map(jnp.add, rows, tall.combine(correct, rows, grouped=True))
+    return jax.tree.map(jnp.add, rows, tall.combine(correct, rows))  # V is small: no grouping
 
 
 def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transform:
@@ -254,42 +254,86 @@ def _coordinates(small, rows):
 
 
 class ThinLQ(NamedTuple):
-    """k rows in an orthonormal basis of their span, `B = L Q`.
+    """k rows in an orthonormal basis of their span, `diag(scale) B = L Q`.
 
     Attributes:
       rows: k orthonormal rows Q, those beyond the rank exactly zero.
-      coordinates: L = B Q^T, (k, k).
-      inverse: (k, k), R with `Q = R B`.
+      coordinates: L, (k, k).
+      inverse: (k, k), R with `Q = R diag(scale) B`.
+      scale: (k,), powers of two near one over the largest entry of each row of B, constants.
+      sizes: (k,), the lengths of the scaled rows, constants.
+      kept: (k,), 1 for orthonormal rows of Q, 0 for zero ones; constants.
     """
 
     rows: Rows
     coordinates: jax.Array
     inverse: jax.Array
+    scale: jax.Array
+    sizes: jax.Array
+    kept: jax.Array
 
 
 @jax.custom_jvp
 def thin_lq(rows: Rows) -> ThinLQ:
     """The thin LQ factors of k rows of one dtype.
 
-    It moves with the rows without turning within their span, `dQ Q^T = 0`, hence
+    Q moves with the rows without turning within their span, `dQ Q^T = 0`, hence
 
-        dL = dB Q^T,    dQ = R (dB - dL Q),    dR = -R dL R.
+        dL = diag(scale) dB Q^T,    dQ = T (diag(scale) dB - dL Q),    dR = -R dL R.
 
-    What depends on B alone has the right derivatives of all orders in these terms where
-    the rank is constant. Where the rank changes, what depends on L and K alone, as a
-    function of `H = Q^T (L^T K L) Q` in the form `B^T N(L, K) B` does, has the right
-    first derivative still: B lies in the span of Q, so no other part of dB enters.
+    T is R where the rows are independent; the zero rows of Q follow what parts the dependent rows
+    of B from the others, see `motion`. What depends on B alone has the right derivatives
+    of all orders in these terms where the rank is constant.
     """
-    basis = orthonormal(rows, eps=float(jnp.finfo(structure.compute_dtype(rows)).eps))
-    return ThinLQ(basis.rows, tall.gram(rows, basis.rows), basis.transform * basis.scale[None, :])
+    dtype = structure.compute_dtype(rows)
+    if structure.length(rows) == 0:
+        none, empty = jnp.zeros(0, dtype), jnp.zeros((0, 0), dtype)
+        return ThinLQ(rows, empty, empty, none, none, none)
+    found = whitening(rows, eps=float(jnp.finfo(dtype).eps))
+    basis = xla.blockwise_map(orthonormal_rows, found.to_rows, rows)
+    scale, combine, correct = found.to_rows
+    return ThinLQ(
+        rows=basis,
+        coordinates=xla.blockwise_sum(_scaled_gram, scale, rows, basis),
+        inverse=combine + product(correct, combine),
+        scale=scale,
+        sizes=scaling.reciprocal(found.unit),
+        kept=found.kept.astype(dtype),
+    )
 
 
 @thin_lq.defjvp
 def _thin_lq_jvp(primals, tangents):
-    (rows,), (d_rows,) = primals, tangents
-    here = thin_lq(rows)
-    q, _, inverse = here
-    d_coordinates = tall.gram(d_rows, q)
-    outside = jax.tree.map(jnp.subtract, d_rows, tall.combine(d_coordinates, q))
-    d_inverse = -product(inverse, d_coordinates, inverse)
-    return here, ThinLQ(tall.combine(inverse, outside, grouped=True), d_coordinates, d_inverse)
+    here, d_rows = thin_lq(*primals), tangents[0]
+    d_coordinates = _scaled_gram(here.scale, d_rows, here.rows)
+    along = tall.combine(d_coordinates, here.rows)
+    outside = jax.tree.map(jnp.subtract, tall.scale(here.scale, d_rows), along)
+    return here, ThinLQ(
+        tall.combine(motion(here), outside, grouped=True),
+        d_coordinates,
+        -product(here.inverse, d_coordinates, here.inverse),
+        *jax.tree.map(jnp.zeros_like, (here.scale, here.sizes, here.kept)),
+    )
+
+
+def _scaled_gram(scale, x, y):
+    return tall.gram(tall.scale(scale, x), y)
+
+
+def motion(here: ThinLQ) -> jax.Array:
+    """T, (k, k) and regular, with `Q = T diag(scale) B`, also where rows of Q and B move.
+
+    With D for the diagonal matrix that is 1 for the zero rows of Q, it is the inverse of `L + D`:
+    each dependent row of B keeps a place of its own, in the row of Q that is zero. Its
+    other rows make Q of independent rows of B alone: they are R less the
+    combination of the rows of `P = I - L R` that is R in the columns of dependent rows.
+    """
+    eye, free = jnp.eye(len(here.kept), dtype=here.kept.dtype), 1 - here.kept
+    sizes = jnp.where(here.sizes > 0, here.sizes, 1)
+    left, right = here.coordinates / sizes[:, None], here.inverse * sizes[None, :]
+    missed = free[:, None] * (eye - product(left, right))
+    dependent = missed * free[None, :] + jnp.diag(here.kept)  # definite: a part of a projector
+    known = inverse(dependent, jnp.finfo(eye.dtype).eps)
+    right = right - product(right * free[None, :], known, missed)
+    independent = right / sizes[None, :]
+    return independent + free[:, None] * (eye - product(here.coordinates, independent))

@@ -11,6 +11,7 @@ differentiate in both modes and more than once.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -63,7 +64,7 @@ def eigh_with_derivative(m: jax.Array, w: jax.Array, v: jax.Array) -> tuple[jax.
 @eigh_with_derivative.defjvp
 def _eigh_jvp(primals, tangents):
     w, v = eigh_with_derivative(*primals)
-    rotated = product(v.T, tangents[0], v)
+    rotated = symmetrize(product(v.T, tangents[0], v))  # of m, only one half was read
     dv = product(v, scaling.reciprocal(w[None, :] - w[:, None]) * rotated)
     return (w, v), (diagonal(rotated), dv)
 
@@ -219,25 +220,25 @@ def matrix_function(f: Callable, m: jax.Array, w: jax.Array, v: jax.Array) -> ja
     """`f(M) = V diag(f(w)) V^T` for `w, V = eigh(M)` and f elementwise on arrays of one axis.
 
     The derivative is that of the text above, phi by divided differences, or by the mean of f'
-    between two eigenvalues where they are near. f may close over traced values. The second
-    derivative is right where the eigenvalues are distinct.
+    between two eigenvalues where they are near; f' is evaluated for derivatives alone. f may
+    close over traced values. The second derivative is right where the eigenvalues are distinct.
     """
-    return _matrix_function(m, w, v, f(w), _slope(f, w), _divided_differences(f, w))
+    f, captured = jax.closure_convert(f, w)
+    return _matrix_function(f, m, w, v, captured)
 
 
-@jax.custom_jvp
-def _matrix_function(m, w, v, values, slopes, differences):
-    del m, w, slopes, differences
-    return product(v * values[None, :], v.T)
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _matrix_function(f, m, w, v, captured):
+    del m
+    return product(v * f(w, *captured)[None, :], v.T)
 
 
 @_matrix_function.defjvp
-def _matrix_function_jvp(primals, tangents):
-    _, _, v, _, slopes, differences = primals
-    dm, dw, _, d_values, _, _ = tangents
-    by_m = differences * product(v.T, dm, v)
-    by_f = jnp.diag(d_values - slopes * dw)  # of what f closes over: values moved with w as well
-    return _matrix_function(*primals), product(v, by_m + by_f, v.T)
+def _matrix_function_jvp(f, primals, tangents):
+    _, w, v, captured = primals
+    by_m = _divided_differences(lambda w: f(w, *captured), w) * product(v.T, tangents[0], v)
+    by_f = jax.jvp(lambda c: f(w, *c), (captured,), (tangents[3],))[1]
+    return _matrix_function(f, *primals), product(v, by_m + jnp.diag(by_f), v.T)
 
 
 def _slope(f, x):
@@ -250,12 +251,11 @@ def _divided_differences(f, w):
     The difference loses eps / gap; two nodes of Gauss average f' over the gap to within
     gap^4. Gaps are relative: the two errors are both small at eps^(1/5).
     """
-    k = len(w)
-    a, b = jnp.repeat(w, k), jnp.tile(w, k)
+    a, b = jnp.broadcast_arrays(w[:, None], w[None, :])
     gap = a - b
     near = jnp.abs(gap) <= jnp.finfo(w.dtype).eps ** 0.2 * jnp.maximum(jnp.abs(a), jnp.abs(b))
     middle, half = (a + b) / 2, jnp.where(near, gap, 0) / 12**0.5
-    mean_slope = (_slope(f, middle - half) + _slope(f, middle + half)) / 2
+    slope = jax.vmap(partial(_slope, f))
+    mean_slope = (slope(middle - half) + slope(middle + half)) / 2
     fw = f(w)
-    difference = jnp.repeat(fw, k) - jnp.tile(fw, k)
-    return jnp.where(near, mean_slope, difference / jnp.where(near, 1, gap)).reshape(k, k)
+    return jnp.where(near, mean_slope, (fw[:, None] - fw[None, :]) / jnp.where(near, 1, gap))

@@ -166,6 +166,21 @@ def unpack(packed: Rows, v: Vector) -> Rows:
     return jax.tree.unflatten(tree, shaped)
 
 
+def pack_vector(v: Vector) -> Vector:
+    """One vector, packed as rows like it are."""
+    return row_of(pack(jax.tree.map(lambda leaf: leaf[None], v)))
+
+
+def unpack_vector(packed: Vector, v: Vector) -> Vector:
+    """One packed vector in the structure of the vector v."""
+    return row_of(unpack(jax.tree.map(lambda leaf: leaf[None], packed), v))
+
+
+def row_of(rows: Rows, index: int = 0) -> Vector:
+    """One of the rows."""
+    return jax.tree.map(lambda leaf: leaf[index], rows)
+
+
 def _small(leaves):
     """Which leaves of a vector are packed."""
     small = [math.prod(x.shape) <= 2**16 for x in leaves]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lowrank_jax._core import structure, xla
@@ -60,17 +61,20 @@ def combine(coefficients: jax.Array, rows: Rows, *, grouped: bool = False) -> An
 
 
 def _grouped(t: jax.Array, x: jax.Array) -> jax.Array:
-    """`T X` as a sum over groups of about sqrt(n) rows, in a loop."""
-    size = math.isqrt(len(x) - 1) + 1
-    count = -(-len(x) // size)
-    rest = count * size - len(x)
-    x = jnp.pad(x, [(0, rest)] + [(0, 0)] * (x.ndim - 1)).reshape(count, size, *x.shape[1:])
-    t = jnp.pad(t, ((0, 0), (0, rest))).reshape(len(t), count, size).swapaxes(0, 1)
+    """`T X` as a sum over groups of about sqrt(n) rows, in a loop.
 
-    def add(total, group):
-        return total + _product(*group), None
+    The last group reaches back into the one before, whose rows then count nothing.
+    """
+    n = len(x)
+    size = math.isqrt(n - 1) + 1
 
-    return lax.scan(add, _product(t[0], x[0]), (t[1:], x[1:]))[0]
+    def add(i, total):
+        start = jnp.minimum(i * size, n - size)
+        new = start + np.arange(size, dtype=np.int32) >= i * size
+        coefficients = jnp.where(new[None, :], lax.dynamic_slice_in_dim(t, start, size, 1), 0)
+        return total + _product(coefficients, lax.dynamic_slice_in_dim(x, start, size, 0))
+
+    return lax.fori_loop(1, -(-n // size), add, _product(t[:, :size], x[:size]))
 
 
 def _product(t: jax.Array, x: jax.Array) -> jax.Array:

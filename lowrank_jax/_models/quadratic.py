@@ -13,7 +13,9 @@ from lowrank_jax._clouds.pairs import centered, evaluate
 from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.types import Argnums, Loss, Rows, Scalar, Solver, Vector
 from lowrank_jax._models.trust_region import minimiser_within
-from lowrank_jax._operators.symmetric import SymmetricLowRank
+from lowrank_jax._operators.diagonal import DiagonalPlusLowRank
+from lowrank_jax._operators.shifted import is_number
+from lowrank_jax._operators.symmetric import Operator, check_operator
 
 
 @jax.tree_util.register_dataclass
@@ -28,10 +30,11 @@ class QuadraticModel:
       center: the point that steps start from.
       value: the model's value there, a scalar.
       grad: its gradient there.
-      hessian: its Hessian, `SymmetricLowRank`.
+      hessian: its Hessian, `SymmetricLowRank` or `DiagonalPlusLowRank`.
 
     Example:
       >>> import jax.numpy as jnp
+      >>> from lowrank_jax import SymmetricLowRank
       >>> h = SymmetricLowRank(jnp.eye(2), jnp.diag(jnp.array([2.0, -1.0])))
       >>> model = QuadraticModel(jnp.zeros(2), jnp.array(1.0), jnp.array([2.0, 0.0]), h)
       >>> model.predict(jnp.array([-1.0, 0.0]))
@@ -44,7 +47,7 @@ class QuadraticModel:
     center: Vector
     value: jax.Array
     grad: Vector
-    hessian: SymmetricLowRank
+    hessian: Operator
 
     @jax.jit
     def predicted_change(self, step: Vector) -> jax.Array:
@@ -117,13 +120,17 @@ class QuadraticModel:
         unconstrained minimiser lies on the boundary; the step is finite there, and so are they.
 
         Raises:
-          ValueError: for a radius that is not above 0; a traced one gives NaN.
+          ValueError: for a radius that is not above 0; a traced one gives NaN. Also for a Hessian
+            with a diagonal of one number a coordinate, which has no eigenbasis of low rank: scale
+            the variables by its square root, and it is the identity.
 
         Source: More and Sorensen, Computing a trust region step, SIAM J. Sci. Stat. Comput.
         4 (1983); the derivatives by the implicit function theorem.
         """
         self._check()
         checks.positive(radius, "radius")
+        if isinstance(self.hessian, DiagonalPlusLowRank) and not is_number(self.hessian.diag):
+            raise ValueError("trust_region_step needs a Hessian whose diagonal is one number")
         dtype = structure.compute_dtype((self.hessian, self.grad))
         return self._trust_region_step(jnp.asarray(radius, dtype))
 
@@ -133,10 +140,9 @@ class QuadraticModel:
 
     def _check(self):
         """What the parts of a model that was put together by hand must be."""
-        checks.instance(self.hessian, "hessian", SymmetricLowRank)
-        checks.single(self.hessian.core)
+        factors = check_operator(self.hessian, "hessian")
         grad = checks.vector(self.grad, "grad")
-        checks.like(grad, "grad", self.hessian.factors, "a factor of hessian", pattern_lead=1)
+        checks.like(grad, "grad", factors, "a factor of hessian", pattern_lead=1)
 
 
 def quadratic_model(
@@ -171,7 +177,7 @@ def quadratic_model(
 
     Raises:
       TypeError: for points that are not real floating-point arrays, such a value of the loss, or
-        a solver that returns no `SymmetricLowRank`.
+        a solver that returns no operator.
       ValueError: for no points, leading axes that differ, or a loss that is not scalar.
 
     Example:
@@ -240,7 +246,7 @@ def quadratic_model_at(
 
     Raises:
       TypeError, ValueError: as `lowrank_hessian` does, or a TypeError for a solver that returns no
-        `SymmetricLowRank`.
+        operator.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -262,7 +268,7 @@ def quadratic_model_at(
 
 
 def _operator(hessian):
-    checks.instance(hessian, "what solver returned", SymmetricLowRank)
+    check_operator(hessian, "what solver returned")
     return hessian
 
 

@@ -6,10 +6,10 @@ from jax import lax
 
 from lowrank_jax._core import scaling, structure, tall
 from lowrank_jax._core.types import Vector
-from lowrank_jax._operators.symmetric import SymmetricLowRank
+from lowrank_jax._operators.symmetric import Operator, SymmetricLowRank
 
 
-def minimiser_within(hessian: SymmetricLowRank, grad: Vector, radius: jax.Array) -> Vector:
+def minimiser_within(hessian: Operator, grad: Vector, radius: jax.Array) -> Vector:
     """The step of least `<grad, s> + <s, H s> / 2` with `|s| <= radius`, with its derivatives."""
     h, g = structure.widen((hessian, grad))
     radius = jnp.where(radius > 0, radius, jnp.nan)
@@ -50,7 +50,7 @@ def minimiser_within(hessian: SymmetricLowRank, grad: Vector, radius: jax.Array)
 
 def _minimiser(h, g, radius):
     """The step of More and Sorensen and its mu, whether it is on the boundary, (H + mu I)^+."""
-    s, u = h.eigh()
+    shift, s, u = _spectrum(h)
     inside = tall.gram(u, g)
     outside = tall.project_out(tall.project_out(g, u), u)
     size = scaling.norm(g)
@@ -60,7 +60,7 @@ def _minimiser(h, g, radius):
 
     # The eigenvalues and g in the eigenbasis; all outside the span is one more direction.
     # A row that is no eigenvector has an infinite one, which nothing moves along.
-    values = jnp.append(jnp.where(s == 0, jnp.inf, s), jnp.where(has_null, 0, jnp.inf))
+    values = shift + jnp.append(jnp.where(s == 0, jnp.inf, s), jnp.where(has_null, 0, jnp.inf))
     c = jnp.append(inside, outside_size)
     least = jnp.maximum(-jnp.min(values), 0)
     gaps = values + least
@@ -89,6 +89,13 @@ def _minimiser(h, g, radius):
     scale = step[-1] * scaling.reciprocal(outside_size)
     found = vector(step[:-1], jax.tree.map(lambda leaf: scale * leaf, outside))
     return found, mu, jnp.where(interior, 0, 1).astype(s.dtype), resolvent
+
+
+def _spectrum(h):
+    """A number, and the eigenpairs of what h has beside it times the identity."""
+    if isinstance(h, SymmetricLowRank):
+        return 0.0, *h.eigh()
+    return h.diag, *h.low_rank.eigh()
 
 
 def _boundary(gaps, c, radius):

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ class LowRank:
     the shapes of the output space; the rows of R are `right`, leading axis l and the shapes of
     the input space. The product is `A v = L^T (K (R v))`.
 
+    Sums, differences, real multiples and products of such matrices are such matrices: those of a
+    sum hold the rows of both, a product `A1 A2` the left ones of A1 and the right ones of A2.
     The operator is a pytree: it goes through `jit`, `vmap`, `grad`, `scan`. Where `vmap`
     has made a batch of operators, use them under `vmap` as well. The methods are jitted.
 
@@ -47,6 +50,8 @@ class LowRank:
     left: Rows
     core: jax.Array
     right: Rows
+
+    __array_ufunc__ = None  # NumPy scalars leave `c * A` to this class
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,24 +89,52 @@ class LowRank:
           TypeError: for leaves of v that are not real floating-point arrays.
           ValueError: where v does not have the structure and shapes of one row of `right`.
         """
-        checks.single(self.core)
-        v = checks.vector(v, "v")
-        try:
-            checks.like(v, "v", self.right, "a right row of the operator", pattern_lead=1)
-        except ValueError as error:
-            raise ValueError(f"{error}; for a stack of vectors use jax.vmap(A.mv)") from None
+        self._check()
+        v = checks.operand(v, "v", self.right, "a right row of the operator", "A.mv")
         dtype = structure.compute_dtype((self.left, self.core, self.right))
         coordinates = tall.gram(self.right, structure.cast_like(v, self.right)).astype(dtype)
         return tall.combine(product(self.core.astype(dtype), coordinates), self.left)
 
-    __matmul__ = mv
+    matvec = mv
+
+    def rmatvec(self, v: Vector) -> Vector:
+        """Computes `A^T v`, as `A.T.mv` does."""
+        return self.T.mv(v)
+
+    __rmatmul__ = rmatvec
+
+    def __matmul__(self, other: Any) -> Any:
+        """`A v` for a vector, the product `A1 A2` for another `LowRank`."""
+        return self._times(other) if isinstance(other, LowRank) else self.mv(other)
+
+    @jax.jit
+    def _times(self, other):
+        self._check()
+        other._check()
+        name = "the other operator's left rows"
+        checks.like(
+            other.left, name, self.right, "this operator's right rows", lead=1, pattern_lead=1
+        )
+        cores = structure.widen((self.core, tall.gram(self.right, other.left), other.core))
+        return LowRank(self.left, product(*cores), other.right)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("a LowRank is no array: use to_dense() for the (p, m) matrix")
 
     @jax.jit
     def to_dense(self) -> jax.Array:
         """Returns the (p, m) matrix, both sides in the order of `jax.flatten_util.ravel_pytree`."""
-        checks.single(self.core)
+        self._check()
         left, core, right = structure.widen((self.left, self.core, self.right))
         return product(structure.matrix(left).T, core, structure.matrix(right)).astype(self.dtype)
+
+    @jax.jit
+    def frobenius_norm(self) -> jax.Array:
+        """Computes `|A|_F = tr(K R R^T K^T L L^T)^(1/2)`; its derivative at A = 0 is taken as 0."""
+        left, core, right, exponent = self._balanced()
+        half = product(tall.gram(left, left), core)
+        squares = jnp.sum(half * product(core, tall.gram(right, right)))
+        return scaling.shift(scaling.safe_sqrt(squares), exponent)
 
     @jax.jit
     def svd(self) -> tuple[Rows, jax.Array, Rows]:
@@ -114,15 +147,21 @@ class LowRank:
         """
         left, core, right, exponent = self._balanced()
         p, q = thin_lq(left), thin_lq(right)
+        core = core / p.scale[:, None] / q.scale[None, :]
         small = product(p.coordinates.T, core, q.coordinates)
-        terms = product(jnp.abs(p.coordinates.T), jnp.abs(core), jnp.abs(q.coordinates))
-        eps = jnp.finfo(core.dtype).eps
-        noise = 2 * math.sqrt(max(core.shape)) * eps * jnp.max(terms, initial=0)
+        terms = core * p.sizes[:, None] * q.sizes[None, :]  # what is added up
+        along = (jnp.max(jnp.sum(terms * terms, axis=i), initial=0) for i in (0, 1))
+        largest = jnp.sqrt(jnp.maximum(*along))
+        noise = 2 * math.sqrt(max(core.shape)) * jnp.finfo(core.dtype).eps * largest
         u, s, v = svd(small)
         zero = s <= lax.stop_gradient(noise)
         u, v = (jnp.where(zero[None, :], 0, x) for x in (u, v))
-        u = structure.cast_like(tall.combine(u.T, p.rows), self.left)
-        v = structure.cast_like(tall.combine(v.T, q.rows), self.right)
+        left, _, right = structure.widen((self.left, self.core, self.right))
+        u, v = (
+            structure.unpack(tall.combine(x.T, basis.rows), structure.row(rows))
+            for x, basis, rows in ((u, p, left), (v, q, right))
+        )
+        u, v = structure.cast_like(u, self.left), structure.cast_like(v, self.right)
         return u, scaling.shift(jnp.where(zero, 0, s), exponent), v
 
     def truncate(self, rank: int) -> "LowRank":
@@ -149,14 +188,60 @@ class LowRank:
         left, right = jax.tree.map(fit_rows, (u, v))
         return LowRank(left, jnp.diag(fit_rows(s)), right)
 
+    def __add__(self, other: Any) -> "LowRank":
+        if isinstance(other, int) and other == 0:  # sum([...]) begins with it
+            return self
+        if not isinstance(other, LowRank):
+            return NotImplemented
+        self._check()
+        other._check()
+        for mine, theirs, side in (
+            (self.left, other.left, "left"),
+            (self.right, other.right, "right"),
+        ):
+            name = f"the other operator's {side} rows"
+            checks.like(theirs, name, mine, "this operator's", lead=1, pattern_lead=1)
+        cores = structure.widen((self.core, other.core))
+        return LowRank(
+            structure.concatenate(self.left, other.left),
+            jax.scipy.linalg.block_diag(*cores),
+            structure.concatenate(self.right, other.right),
+        )
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> "LowRank":
+        return self + -other if isinstance(other, LowRank) else NotImplemented
+
+    def __neg__(self) -> "LowRank":
+        return LowRank(self.left, -self.core, self.right)
+
+    def __mul__(self, c: Any) -> "LowRank":
+        checks.scalar(c, "the factor of an operator")
+        return LowRank(self.left, self.core * jnp.asarray(c, self.core.dtype), self.right)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, c: Any) -> "LowRank":
+        checks.scalar(c, "the factor of an operator")
+        return LowRank(self.left, self.core / jnp.asarray(c, self.core.dtype), self.right)
+
+    def _check(self):
+        """Raises an error for a batch of operators, or parts that are not real numbers."""
+        checks.vector(self.core, "core")
+        checks.single(self.core)
+        checks.vector(self.left, "left")
+        checks.vector(self.right, "right")
+
     def _balanced(self):
         """Both sides and the core scaled by powers of two, and the exponent that A is left with.
 
         The exponents are added before any product is taken: of a huge side, a tiny core and
         another huge side no two need have a product within range.
         """
-        checks.single(self.core)
+        self._check()
         left, core, right = structure.widen((self.left, self.core, self.right))
+        left, right = structure.pack(left), structure.pack(right)
         row_size, column_size = scaling.max_abs(left), scaling.max_abs(right)
         sides = scaling.exponent(row_size)[:, None] + scaling.exponent(column_size)[None, :]
         entries = jnp.where(core == 0, -(2**20), scaling.exponent(jnp.abs(core)) + sides)

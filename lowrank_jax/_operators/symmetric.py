@@ -4,16 +4,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lowrank_jax._core import checks, scaling, structure, tall
-from lowrank_jax._core.orthonormal import thin_lq
-from lowrank_jax._core.spectral import eigh, matrix_function, mirror, product, symmetrize
+from lowrank_jax._core.spectral import mirror, product
 from lowrank_jax._core.types import Rows, Scalar, Vector
+from lowrank_jax._operators.diagonal import DiagonalPlusLowRank, plus_diagonal
+from lowrank_jax._operators.reduced import function, reduce
 
 
 @jax.tree_util.register_dataclass
@@ -92,17 +92,17 @@ class SymmetricLowRank:
           TypeError: for leaves of v that are not real floating-point arrays.
           ValueError: where v does not have the structure and shapes of one factor.
         """
-        v = self._vector(v, "v")
+        v = self._operand(v, "v")
         core = structure.widen((self.core, self.factors))[0]
         coordinates = tall.gram(self.factors, v).astype(core.dtype)
         return tall.combine(product(core, coordinates), self.factors)
 
-    __matmul__ = mv
+    __matmul__ = __rmatmul__ = matvec = mv
 
     @jax.jit
     def bilinear(self, u: Vector, v: Vector) -> jax.Array:
         """Computes `<u, H v> = (B u)^T K (B v)`, a scalar; the same errors as `mv`."""
-        u, v = self._vector(u, "u"), self._vector(v, "v")
+        u, v = self._operand(u, "u"), self._operand(v, "v")
         core = structure.widen((self.core, self.factors))[0]
         left, right = (tall.gram(self.factors, x).astype(core.dtype) for x in (u, v))
         return product(left, core, right)
@@ -113,10 +113,13 @@ class SymmetricLowRank:
 
         Its order is that of `jax.flatten_util.ravel_pytree`.
         """
-        checks.single(self.core)
+        self.check()
         factors, core = structure.widen((self.factors, self.core))
         b = structure.matrix(factors)
         return mirror(product(b.T, core, b)).astype(self.dtype)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("a SymmetricLowRank is no array: use to_dense() for the (D, D) matrix")
 
     @jax.jit
     def eigh(self) -> tuple[jax.Array, Rows]:
@@ -127,12 +130,11 @@ class SymmetricLowRank:
         exactly 0 and the row is zero. They are defined up to sign, and
         differentiate only where nonzero eigenvalues are distinct.
         """
-        _, q, a, noise, unit = self._reduced()
-        s, v = eigh(a)
-        s = _without_noise(s, noise)
+        found = self._reduced()
+        s, v = found.values, found.vectors
         order = jnp.argsort(-jnp.abs(s))
         s, v = s[order], jnp.where((s == 0)[None, :], 0, v)[:, order]
-        return s * unit, structure.cast_like(tall.combine(v.T, q.rows), self.factors)
+        return s * found.unit, self._unpacked(tall.combine(v.T, found.basis.rows))
 
     @jax.jit
     def eigenvalues(self) -> jax.Array:
@@ -152,13 +154,20 @@ class SymmetricLowRank:
         m = product(core, tall.gram(rows, rows))
         return scaling.safe_sqrt(jnp.sum(m * m.T)) * unit
 
-    @jax.jit
-    def inertia(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Counts how many of the D eigenvalues are positive, negative, and zero to rounding.
+    def inertia(self, tol: Scalar | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Counts how many of the D eigenvalues are positive, negative, and zero.
 
         At a stationary point these decide the second-derivative test: a minimum
         has no negative ones, a maximum no positive ones, a saddle has both. All are
         -1 for an operator that is not finite.
+
+        Args:
+          tol: eigenvalues of at most that magnitude count as zero. None stands for sqrt(eps) times
+            the largest magnitude, which is what differences of gradients are right to: the rigid
+            motions of a molecule count as zero. 0 counts as zero what is rounding of H alone.
+
+        Raises:
+          ValueError: for a negative tol; a traced one gives -1.
 
         Example:
           >>> import jax.numpy as jnp
@@ -166,10 +175,18 @@ class SymmetricLowRank:
           >>> [int(count) for count in h.inertia()]
           [1, 1, 2]
         """
+        if tol is not None:
+            checks.between(tol, "tol", 0, math.inf)
+        return self._inertia(tol)
+
+    @jax.jit
+    def _inertia(self, tol):
         s = self.eigenvalues()
-        positive, negative = jnp.sum(s > 0), jnp.sum(s < 0)
+        default = structure.resolution(self.factors) ** 0.5 * jnp.max(jnp.abs(s), initial=0)
+        tol = default if tol is None else jnp.asarray(tol, s.dtype)
+        positive, negative = jnp.sum(s > tol), jnp.sum(s < -tol)
         counts = jnp.array([positive, negative, self.shape[-1] - positive - negative])
-        counts = jnp.where(jnp.all(jnp.isfinite(s)), counts, -1)
+        counts = jnp.where(jnp.all(jnp.isfinite(s)) & (tol >= 0), counts, -1)
         return counts[0], counts[1], counts[2]
 
     @jax.jit
@@ -183,45 +200,62 @@ class SymmetricLowRank:
         """
         rows, core, unit = self._balanced()
         images = tall.combine(core, rows)
-        diagonal = jax.tree.map(lambda x, y: jnp.sum(x * y, axis=0) * unit, images, rows)
-        return structure.cast_like(diagonal, self.factors)
+        return self._unpacked_vector(
+            jax.tree.map(lambda x, y: jnp.sum(x * y, axis=0) * unit, images, rows)
+        )
 
-    def solve(self, v: Vector, damping: Scalar) -> Vector:
-        """Computes `(H + damping I)^-1 v`, for a damping that may be traced.
+    def plus_diagonal(self, d: Scalar | Vector) -> DiagonalPlusLowRank:
+        """Returns `H + diag(d)`, for a number or one a coordinate."""
+        self.check()
+        return plus_diagonal(self, d, "d")
+
+    def solve(self, v: Vector, damping: Scalar | Vector) -> Vector:
+        """Computes `(H + diag(damping))^-1 v`, for a damping that may be traced.
 
         The small problem is solved in an orthonormal basis of the factors' span, and what
         is outside is divided by the damping; derivatives are those of the linear
-        system, of all orders. H may be indefinite. Where -damping is one of its
-        eigenvalues there is no solution, and the result is not finite or, to rounding, huge.
+        system, of all orders. H may be indefinite. Where `H + damping` is singular there is no
+        solution, and the result is not finite or, to rounding, huge. Where many
+        vectors meet one damping, `inverse` is faster.
+
+        With a number, eigenvalues of H below about `eps |H|` are rounding and count as zero. Where
+        the damping is as small as that, and variables are in units so far apart that such
+        curvature is real, give it as a vector: then no variable is small beside others, and
+        the curvature is kept.
+
+        Args:
+          v: one vector.
+          damping: above 0; a number, or a vector of one number a coordinate.
 
         Raises:
-          TypeError: for leaves of v that are not real floating-point arrays.
-          ValueError: where v does not have the structure and shapes of one factor,
-            or for a damping that is not above 0; a traced one gives NaN.
+          TypeError: for leaves that are not real floating-point arrays.
+          ValueError: where v or the damping does not have the structure and shapes of one factor,
+            or for a number that is not above 0; a traced one, or a number in a vector, gives NaN.
 
         Example:
           >>> import jax.numpy as jnp
           >>> h = SymmetricLowRank(jnp.eye(3)[:1], jnp.array([[3.0]]))
           >>> h.solve(jnp.ones(3), damping=1.0)
           Array([0.25, 1.  , 1.  ], dtype=float32)
+          >>> h.solve(jnp.ones(3), damping=jnp.array([1.0, 2.0, 4.0]))
+          Array([0.25, 0.5 , 0.25], dtype=float32)
         """
-        checks.positive(damping, "damping")
-        return self._solve(self._vector(v, "v"), _valid(damping, structure.compute_dtype(self)))
+        return self._damped(damping).solve(v)
 
-    @jax.jit
-    def _solve(self, v, damping):
-        h, b = structure.widen((self, v))
-        x = _damped_solve(h, damping, h._spectrum(), b)
-        return structure.cast_like(x, v)
+    def inverse(self, damping: Scalar | Vector) -> DiagonalPlusLowRank:
+        """Computes `(H + diag(damping))^-1` once, for many products with it.
 
-    def logdet(self, damping: Scalar) -> jax.Array:
-        """Computes `log det(H + damping I)`, over all D dimensions; damping may be traced.
+        See `DiagonalPlusLowRank.inverse`; the errors of `solve`.
+        """
+        return self._damped(damping).inverse()
 
-        NaN where `H + damping I` is not positive definite. An eigenvalue of H
-        that is zero to rounding counts as zero.
+    def logdet(self, damping: Scalar | Vector) -> jax.Array:
+        """Computes `log det(H + diag(damping))`, over all D dimensions; damping may be traced.
 
-        Raises:
-          ValueError: for a damping that is not above 0; a traced one gives NaN.
+        NaN where that is not positive definite. The most negative of `eigenvalues()` tells by how
+        much: what helps is a larger damping, or `h.positive_part().logdet(damping)` where negative
+        curvature is known to be an error of the fit. An eigenvalue of H that is zero to rounding
+        counts as zero; see `solve`. The errors of `solve`.
 
         Example:
           >>> import jax.numpy as jnp
@@ -229,14 +263,7 @@ class SymmetricLowRank:
           >>> h.logdet(damping=1.0)
           Array(1.3862944, dtype=float32)
         """
-        checks.positive(damping, "damping")
-        return self._logdet(_valid(damping, structure.compute_dtype(self)))
-
-    @jax.jit
-    def _logdet(self, damping):
-        rows, core, unit = self._balanced()
-        h = SymmetricLowRank(rows, core * unit)
-        return _log_determinant(h, damping, h._spectrum())
+        return self._damped(damping).logdet()
 
     def map_spectrum(self, f: Callable[[jax.Array], jax.Array]) -> "SymmetricLowRank":
         """Computes `f(H) = sum_i f(s_i) u_i u_i^T`, f of the eigenvalues, as an operator.
@@ -246,7 +273,7 @@ class SymmetricLowRank:
         are zero and stay so. Functions that do not vanish at 0 are shifted: an inverse square
         root of `H + d I` is `v / sqrt(d) + h.map_spectrum(lambda s: (s + d)**-0.5 - d**-0.5) @ v`.
 
-        The result has twice the factors of H: an orthonormal basis of their span, and rows of
+        The result has as many factors as H: an orthonormal basis of their span, and rows of
         zeros that carry derivatives in directions that add to it. Its first derivatives
         are right wherever f(H) is differentiable, also at repeated eigenvalues; where f is not
         differentiable at 0, as `jnp.abs`, H must keep its rank. Second derivatives are right
@@ -267,47 +294,38 @@ class SymmetricLowRank:
           Array([3., 0., 0.], dtype=float32)
         """
         checks.function(f, "f")
-        # For B = L Q the result is Q^T f(A) Q. Where rows of B depend on each other or vanish, Q
-        # cannot follow all changes of B. What it misses, E = B - L Q, is exactly zero here,
-        # and joins the factors for its derivative: f(H) = .. + Q^T (f(A) / A) L^T K E + its
-        # transpose + c E^T K E, to first order, with c = f'(0) in place of f(A) / A at 0.
-        rows, lq, a, noise, unit = self._reduced()
-        core, q, coordinates = self._balanced()[1], lq.rows, lq.coordinates
-        slope, valid = _behaviour_at_zero(f, core.dtype)
-        w, v = eigh(a)
+        found, rows = self._basis()
+        slope, valid = _behaviour_at_zero(f, found.core.dtype)
+        return SymmetricLowRank(rows, function(f, slope, found) * valid)
 
-        def mapped(w):
-            zero = jnp.abs(w) <= noise
-            at_zero = slope * unit * (w - lax.stop_gradient(w))
-            return jnp.where(zero, at_zero, f(jnp.where(zero, 1, w) * unit))
+    @jax.jit
+    def positive_part(self) -> "SymmetricLowRank":
+        """Computes the nearest positive semidefinite operator, `map_spectrum(jax.nn.relu)`.
 
-        mean_slope = jnp.where(jnp.abs(w) <= noise, slope * unit, mapped(w) * scaling.reciprocal(w))
-        coupling = lax.stop_gradient(product(v * mean_slope[None, :], v.T, coordinates.T, core))
-        inner = symmetrize(matrix_function(mapped, a, w, v))
-        core = jnp.block([[inner, coupling], [coupling.T, slope * unit * core]]) * valid
-        missed = jax.tree.map(jnp.subtract, rows, tall.combine(coordinates, q))
-        missed = jax.tree.map(lambda x: x - lax.stop_gradient(x), missed)
-        factors = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), q, missed)
-        return SymmetricLowRank(structure.cast_like(factors, self.factors), core)
+        For a loss that is known to be convex, where a fit is slightly indefinite: then `logdet` and
+        `sample` are finite at every damping.
+        """
+        return self.map_spectrum(jax.nn.relu)
 
-    def sample(self, key: jax.Array, damping: Scalar, shape: Sequence[int] = ()) -> Any:
-        """Draws from the normal distribution N(0, (H + damping I)^-1).
+    def sample(self, key: jax.Array, damping: Scalar | Vector, shape: Sequence[int] = ()) -> Any:
+        """Draws from the normal distribution N(0, (H + diag(damping))^-1).
 
-        `(H + damping I)^(-1/2) z` for standard normal z, differentiable in H and damping. All
-        draws are NaN where `H + damping I` is not positive definite: for an
+        `R z` for standard normal z and `R R^T` that inverse, `(H + damping I)^(-1/2) z` where the
+        damping is a number; differentiable in H and damping. All
+        draws are NaN where `H + damping` is not positive definite: for an
         indefinite H choose the damping above minus its smallest eigenvalue, or
-        sample from `h.map_spectrum(jnp.abs)`.
+        sample from `h.positive_part()` or `h.map_spectrum(jnp.abs)`.
 
         Args:
           key: the random key.
-          damping: above 0; may be traced.
+          damping: above 0; a number, or a vector of one number a coordinate; may be traced.
           shape: how many draws, as leading axes of the result.
 
         Returns:
           A pytree of vectors, with the leading axes `shape`.
 
         Raises:
-          ValueError: for a damping that is not above 0; a traced one gives NaN.
+          TypeError, ValueError: for a key or a shape that is none, or as `solve` does.
 
         Example:
           >>> import jax, jax.numpy as jnp
@@ -316,33 +334,7 @@ class SymmetricLowRank:
           >>> [round(x, 1) for x in jnp.std(draws, axis=0).tolist()]
           [0.1, 1.0, 1.0]
         """
-        checks.positive(damping, "damping")
-        checks.key(key)
-        if not isinstance(shape, Sequence):
-            raise TypeError(f"shape must be a sequence of Python ints, got {shape!r}")
-        for count in shape:
-            checks.count(count, "shape", 0)
-        return self._sample(key, _valid(damping, structure.compute_dtype(self)), tuple(shape))
-
-    @partial(jax.jit, static_argnums=3)
-    def _sample(self, key, damping, shape):
-        h = structure.widen(self)
-
-        def inverse_root(w):  # minus its value at 0, without cancellation
-            positive = w + damping > 0
-            root = jnp.sqrt(jnp.where(positive, w + damping, 1))
-            shifted = -w / (root * jnp.sqrt(damping) * (root + jnp.sqrt(damping)))
-            return jnp.where(positive, shifted, jnp.nan)
-
-        correction = h.map_spectrum(inverse_root)
-
-        def draw(key):
-            z = structure.normal(key, structure.row(h.factors))
-            x = jax.tree.map(lambda z, c: z / jnp.sqrt(damping) + c, z, correction @ z)
-            return structure.cast_like(x, self.factors)
-
-        draws = jax.vmap(draw)(jax.random.split(key, math.prod(shape)))
-        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), draws)
+        return self._damped(damping).sample(key, shape=shape)
 
     def truncate(self, rank: int) -> "SymmetricLowRank":
         """Returns the nearest operator of that rank: the `rank` eigenpairs of largest magnitude.
@@ -368,10 +360,12 @@ class SymmetricLowRank:
         return SymmetricLowRank(jax.tree.map(fit_rows, rows), jnp.diag(fit_rows(s)))
 
     def __add__(self, other: Any) -> "SymmetricLowRank":
+        if isinstance(other, int) and other == 0:  # sum([...]) begins with it
+            return self
         if not isinstance(other, SymmetricLowRank):
             return NotImplemented
-        checks.single(self.core)
-        checks.single(other.core)
+        self.check()
+        other.check()
         mine, theirs = self.factors, other.factors
         name = "the other operator's factors"
         checks.like(theirs, name, mine, "this operator", lead=1, pattern_lead=1)
@@ -379,6 +373,8 @@ class SymmetricLowRank:
         return SymmetricLowRank(
             structure.concatenate(mine, theirs), jax.scipy.linalg.block_diag(*cores)
         )
+
+    __radd__ = __add__
 
     def __sub__(self, other: Any) -> "SymmetricLowRank":
         return self + -other if isinstance(other, SymmetricLowRank) else NotImplemented
@@ -398,110 +394,77 @@ class SymmetricLowRank:
         checks.scalar(c, "the factor of an operator")
         return jnp.asarray(c, self.core.dtype)
 
-    def _vector(self, v, name):
+    def check(self) -> None:
+        """Raises an error for a batch of operators, or parts that are not real numbers."""
+        checks.vector(self.core, "core")
         checks.single(self.core)
-        v = checks.vector(v, name)
-        try:
-            checks.like(v, name, self.factors, "a factor of the operator", pattern_lead=1)
-        except ValueError as error:
-            raise ValueError(f"{error}; for a stack of vectors use jax.vmap(H.mv)") from None
-        return structure.cast_like(v, self.factors)
+        checks.vector(self.factors, "factors")
+
+    def _operand(self, v, name):
+        self.check()
+        row = "a factor of the operator"
+        return structure.cast_like(checks.operand(v, name, self.factors, row, "H.mv"), self.factors)
+
+    def _damped(self, damping):
+        self.check()
+        if jax.tree.structure(damping) == jax.tree.structure(0) and jnp.ndim(damping) == 0:
+            checks.positive(damping, "damping")
+        return plus_diagonal(self, damping, "damping")
 
     @jax.jit
     def _reduced(self):
-        """Balanced rows `B = L Q` and their thin LQ, `A = L^T K L`, its rounding, the unit of H."""
-        rows, core, unit = self._balanced()
-        lq = thin_lq(rows)
-        coordinates = lq.coordinates
-        a = symmetrize(product(coordinates.T, core, coordinates))
-        terms = product(jnp.abs(coordinates.T), jnp.abs(core), jnp.abs(coordinates))
-        noise = 2 * math.sqrt(len(a)) * jnp.finfo(a.dtype).eps * jnp.max(terms, initial=0)
-        return rows, lq, a, lax.stop_gradient(noise), unit
+        self.check()
+        factors, core = structure.widen((self.factors, self.core))
+        return reduce(structure.pack(factors), core)
 
-    def _spectrum(self):
-        _, lq, a, noise, unit = lax.stop_gradient(self)._reduced()
-        w, v = eigh(a)
-        return _Spectrum(lq.rows, _without_noise(w, noise) * unit, v)
+    @jax.jit
+    def _basis(self):
+        found = self._reduced()
+        return found, self._unpacked(found.basis.rows)
 
     def _balanced(self):
-        """Factors and core scaled by powers of two, and the unit to multiply H by.
+        """Packed factors and core scaled by powers of two, and the unit to multiply H by.
 
         Rows with entries near 1 and a core near 1 keep the products of Gram
         matrices within range, for an H of any magnitude.
         """
-        checks.single(self.core)
+        self.check()
         factors, core = structure.widen((self.factors, self.core))
+        factors = structure.pack(factors)
         size = scaling.power_of_two(scaling.max_abs(factors))
         core = core * size[:, None] * size[None, :]
         unit = scaling.power_of_two(jnp.max(jnp.abs(core), initial=0))
         return tall.scale(1 / size, factors), core / unit, unit
 
+    def _unpacked(self, rows):
+        wide = structure.row(structure.widen((self.factors, self.core))[0])
+        return structure.cast_like(structure.unpack(rows, wide), self.factors)
 
-class _Spectrum(NamedTuple):
-    """`H = Q^T V diag(w) V^T Q`, constants: orthonormal or zero rows Q, w, columns of V."""
-
-    rows: Rows
-    values: jax.Array
-    vectors: jax.Array
-
-
-def _damped_solve(h, damping, spectrum, b):
-    """`(H + damping I)^-1 b`: the numbers from the spectrum, the derivatives from H."""
-    basis, values, vectors = spectrum
-    divisor = lax.stop_gradient(damping)
-
-    def shifted(x):
-        return jax.tree.map(lambda hx, x: hx + damping * x, h.mv(x), x)
-
-    def solved(_, b):
-        inside = product(vectors, product(vectors.T, tall.gram(basis, b)) / (values + divisor))
-        outside = tall.project_out(tall.project_out(b, basis), basis)
-        inside = tall.combine(inside, basis)
-        return jax.tree.map(lambda x, y: x + y / divisor, inside, outside)
-
-    return lax.custom_linear_solve(shifted, b, solved, symmetric=True)
+    def _unpacked_vector(self, v):
+        return structure.row_of(self._unpacked(jax.tree.map(lambda x: x[None], v)))
 
 
-@jax.custom_jvp
-def _log_determinant(h, damping, spectrum):
-    ratio = spectrum.values / damping
-    logs = jnp.where(ratio > -1, jnp.log1p(jnp.where(ratio > -1, ratio, 0)), jnp.nan)
-    return h.shape[-1] * jnp.log(damping) + jnp.sum(logs)
+Operator = SymmetricLowRank | DiagonalPlusLowRank
 
 
-@_log_determinant.defjvp
-def _log_determinant_jvp(primals, tangents):
-    """`d log det = tr(R dH) + tr(R) dd` for `R = (H + d I)^-1`, from rows `X = B R`."""
-    h, damping, spectrum = primals
-    dh, d_damping, _ = tangents
-    solve = jax.vmap(lambda row: _damped_solve(h, damping, spectrum, row))
-    x = solve(h.factors)
-    by_factors = 2 * jnp.sum(h.core * tall.gram(x, dh.factors))
-    by_core = jnp.sum(tall.gram(x, h.factors) * dh.core)
-    q = spectrum.rows
-    outside = h.shape[-1] - jnp.sum(scaling.norms(q) > 0).astype(damping.dtype)
-    trace = jnp.trace(tall.gram(solve(q), q)) + outside / damping
-    value = _log_determinant(*primals)
-    valid = scaling.nan_unless(~jnp.isnan(value), value.dtype)
-    return value, (by_factors + by_core + trace * d_damping) * valid
+def check_operator(h: Any, name: str) -> Rows:
+    """The factors of one symmetric operator of either class.
 
-
-def _without_noise(values, noise):
-    """Eigenvalues that are zero to rounding made exactly 0, with their derivatives."""
-    return values - lax.stop_gradient(jnp.where(jnp.abs(values) <= noise, values, 0))
-
-
-def _valid(damping, dtype):
-    """The damping in that dtype, NaN where it is not positive."""
-    damping = jnp.asarray(damping, dtype)
-    return jnp.where(damping > 0, damping, jnp.nan)
+    Raises:
+      TypeError: for anything else, or factors that are not real numbers.
+      ValueError: for a batch of operators.
+    """
+    checks.instance(h, name, SymmetricLowRank, DiagonalPlusLowRank)
+    h.check()
+    return h.factors if isinstance(h, SymmetricLowRank) else h.low_rank.factors
 
 
 def _behaviour_at_zero(f, dtype):
     """f'(0), 0 where it is not finite; 1 where f(0) = 0, else an error or, if traced, NaN."""
     zero = jnp.zeros(1, dtype)
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), jax.debug_nans(False):  # f' may not exist at 0
         value, slope = jax.jvp(f, (zero,), (jnp.ones_like(zero),))
+        slope = jnp.where(jnp.isfinite(slope), slope, 0)
     if jnp.shape(value) != (1,):
         raise ValueError(
             f"f must map an array of eigenvalues of shape (1,) to the same shape, "
@@ -510,4 +473,4 @@ def _behaviour_at_zero(f, dtype):
     if not isinstance(value, jax.core.Tracer) and not value[0] == 0:
         raise ValueError(f"f must be 0 at 0, got {value[0]}; shift it, as the docstring shows")
     valid = scaling.nan_unless(value[0] == 0, dtype)
-    return jnp.where(jnp.isfinite(slope[0]), slope[0], 0), valid
+    return slope[0], valid

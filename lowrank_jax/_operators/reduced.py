@@ -1,0 +1,88 @@
+"""An operator in a basis of its factors' span: the small matrices that its functions share.
+
+With the thin LQ factors `B = L Q` of the factors, `H = B^T K B` is
+
+    H = Q^T A Q,    A = L^T K L,
+
+and functions of H are those of the k x k matrix A. Rows of B that depend on others make zero
+rows of Q, which carry derivatives: in directions that part them, H is `Q^T A' Q` to all orders
+for the rows Q that then move (see `motion`) and
+
+    A' = (L + D)^T K (L + D),    D the identity on the zero rows of Q,
+
+which A is part of. A zero row meets what D adds to A where Q is not differentiated.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lowrank_jax._core import scaling
+from lowrank_jax._core.orthonormal import ThinLQ, thin_lq
+from lowrank_jax._core.spectral import eigh, matrix_function, product, symmetrize
+from lowrank_jax._core.types import Rows
+
+
+class Reduced(NamedTuple):
+    """`H = unit Q^T A Q`; L and K are those of rows of B that are scaled by powers of two.
+
+    Attributes:
+      basis: Q, and L of the rows as they are.
+      core: K.
+      half: `K L`, the columns of zero rows of Q zero.
+      small: `A = V diag(w) V^T`, one triangle of which counts.
+      values: w, exactly 0 where it is zero to rounding.
+      vectors: V.
+      unit: a power of two.
+    """
+
+    basis: ThinLQ
+    core: jax.Array
+    half: jax.Array
+    small: jax.Array
+    values: jax.Array
+    vectors: jax.Array
+    unit: jax.Array
+
+
+def reduce(factors: Rows, core: jax.Array) -> Reduced:
+    """Reduces `B^T K B`, all of one dtype."""
+    basis = thin_lq(factors)
+    core = core / basis.scale[:, None] / basis.scale[None, :]
+    unit = scaling.power_of_two(jnp.max(jnp.abs(core), initial=0))
+    core = core / unit
+    half = product(core, basis.coordinates)
+    small = product(basis.coordinates.T, half)
+    # What is added up to A, before anything cancels.
+    terms = core * basis.sizes[:, None] * basis.sizes[None, :]
+    largest = jnp.sqrt(jnp.max(jnp.sum(terms * terms, axis=1), initial=0))
+    noise = 2 * math.sqrt(len(small)) * jnp.finfo(small.dtype).eps * largest
+    values, vectors = eigh(small)
+    values -= lax.stop_gradient(jnp.where(jnp.abs(values) <= noise, values, 0))
+    return Reduced(basis, core, half, small, values, vectors, unit)
+
+
+def function(f: Callable, slope: jax.Array, found: Reduced) -> jax.Array:
+    """The core of `f(H)` for the factors Q, `f(0) = 0` and `f'(0) = slope`.
+
+    Beside f(A) it has what couples zero rows of Q to the others in `f(H) = Q^T A' g(A) Q`,
+    `g(x) = f(x) / x`: their first derivatives are right.
+    """
+    free = 1 - found.basis.kept
+    slope = slope * found.unit
+    largest = lax.stop_gradient(jnp.max(jnp.abs(found.values), initial=0))
+    safe = jnp.where(largest == 0, 1, largest)
+
+    def of(w):
+        zero = w == 0
+        return jnp.where(zero, slope * w, f(jnp.where(zero, safe, w) * found.unit))
+
+    w, v = found.values, found.vectors
+    ratio = jnp.where(w == 0, slope, of(w) * scaling.reciprocal(w))
+    coupling = free[:, None] * product(found.half, v * ratio[None, :], v.T)
+    coupling = lax.stop_gradient(coupling)
+    return symmetrize(matrix_function(of, found.small, w, v)) + coupling + coupling.T

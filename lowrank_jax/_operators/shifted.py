@@ -1,0 +1,268 @@
+"""A diagonal plus an operator of low rank: linear systems, determinants and inverses.
+
+For D positive and `H = B^T K B`,
+
+    D + H = D^(1/2) (I + H') D^(1/2),    H' = D^(-1/2) H D^(-1/2),
+
+and H' has the same form: a number D divides K, a vector D the factors. In the basis of
+`reduced`, `H' = Q^T A Q` with `A = V diag(w) V^T`:
+
+    (I + H')^-1 = I - Q^T N Q,    N = A (I + A)^-1,    log det (I + H') = sum log(1 + w),
+
+positive definite where all `w > -1`. Derivatives are those in a basis that moves with the
+factors, `Q = T B` with T constant, whose Gram matrix G is I at the point and no more:
+
+    N = A (I + G A)^-1,    dN = (I - N G) dA (I - G N) - N dG N,
+    d log det (I + G A) = tr(N dG) + tr((G - G N G) dA),
+
+of all orders, also where rows of B depend on each other.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lowrank_jax._core import scaling, structure, tall, xla
+from lowrank_jax._core.orthonormal import ThinLQ, motion
+from lowrank_jax._core.spectral import eigh, product, symmetrize
+from lowrank_jax._core.types import Rows, Vector
+from lowrank_jax._operators.reduced import function, reduce
+
+Diagonal = jax.Array | Vector  # one number, or one a coordinate
+
+
+def is_number(diagonal: Diagonal) -> bool:
+    """Whether it is one number for all coordinates."""
+    return jax.tree_util.all_leaves([diagonal]) and jnp.ndim(diagonal) == 0
+
+
+def multiply(diagonal: Diagonal, v: Vector) -> Vector:
+    """`D v`."""
+    if is_number(diagonal):
+        return jax.tree.map(lambda x: diagonal * x, v)
+    return jax.tree.map(jnp.multiply, diagonal, v)
+
+
+def multiply_rows(diagonal: Diagonal, rows: Rows) -> Rows:
+    """`B D`."""
+    if is_number(diagonal):
+        return jax.tree.map(lambda x: diagonal * x, rows)
+    return jax.tree.map(lambda d, x: d[None] * x, diagonal, rows)
+
+
+def solve(diagonal: Diagonal, factors: Rows, core: jax.Array, b: Vector) -> Vector:
+    """`(D + H)^-1 b`, with a small backward error and the derivatives of the linear system."""
+    root, found = _reduced(*lax.stop_gradient((diagonal, factors, core)))
+    basis, resolvent = found.basis.rows, _resolvent(found, graded=not is_number(diagonal))
+
+    def shifted(x):
+        image = tall.combine(product(core, tall.gram(factors, x)), factors)
+        return jax.tree.map(jnp.add, multiply(diagonal, x), image)
+
+    def solved(_, b):
+        x = approximate(b)
+        if not is_number(diagonal):  # what is small beside H' need not be so beside H
+            x = jax.tree.map(jnp.add, x, approximate(jax.tree.map(jnp.subtract, b, shifted(x))))
+        return x
+
+    def approximate(b):
+        x = multiply(root, b)
+        inside = resolvent.of(tall.gram(basis, x))
+        for _ in range(2):  # of rounding along the span that the first leaves, nothing stays
+            missed = tall.combine(inside - tall.gram(basis, x), basis)
+            x = jax.tree.map(jnp.add, x, missed)
+        return multiply(root, x)
+
+    return lax.custom_linear_solve(shifted, b, solved, symmetric=True)
+
+
+def log_determinant(diagonal: Diagonal, factors: Rows, core: jax.Array) -> jax.Array:
+    """`log det (D + H)`, NaN where that is not positive definite."""
+    moving = _moving(diagonal, factors, core)
+    small = _log_determinant(moving.small, moving.gram, moving.inner, moving.value)
+    if is_number(diagonal):
+        return structure.size(structure.row(factors)) * jnp.log(diagonal) + small
+    return sum((jnp.sum(jnp.log(x)) for x in jax.tree.leaves(diagonal)), small)
+
+
+def inverse(diagonal: Diagonal, factors: Rows, core: jax.Array) -> tuple[Any, Rows, jax.Array]:
+    """`(D + H)^-1` as the diagonal, factors and core of another such matrix."""
+    moving = _moving(diagonal, factors, core)
+    scaled = _scaled(moving.root, moving.rows, -moving.inner)
+    return jax.tree.map(lambda r: r * r, moving.root), *scaled
+
+
+def draw_root(diagonal: Diagonal, factors: Rows, core: jax.Array) -> tuple[Any, Rows, jax.Array]:
+    """D^(-1/2), Q and C with `R R^T = (D + H)^-1` for `R = D^(-1/2) (I + Q^T C Q)`.
+
+    NaN where D + H is not positive definite.
+    """
+    root, found = _reduced(diagonal, factors, core)
+
+    def shifted(w):  # (1 + w)^(-1/2) - 1, without cancellation
+        size = jnp.sqrt(jnp.where(w > -1, 1 + w, jnp.nan))
+        return -w / (size * (1 + size))
+
+    slope = jnp.full((), -0.5, core.dtype)
+    return root, found.basis.rows, function(shifted, slope, found)
+
+
+def _reduced(diagonal, factors, core):
+    """D^(-1/2), and H' reduced."""
+    root = _inverse_root(diagonal)
+    return root, reduce(*_scaled(root, factors, core))
+
+
+def _inverse_root(diagonal):
+    """D^(-1/2), NaN where D is not positive."""
+    return jax.tree.map(lambda d: 1 / jnp.sqrt(jnp.where(d > 0, d, jnp.nan)), diagonal)
+
+
+def _scaled(root, factors, core):
+    """Factors and core of `D^(-1/2) H D^(-1/2)`."""
+    if is_number(root):
+        return factors, core * (root * root)
+    return multiply_rows(root, factors), core
+
+
+class _Moving(NamedTuple):
+    """`H' = Q^T A Q` at the point, and beside it as a function of (D, B, K): see this module.
+
+    Attributes:
+      root: D^(-1/2).
+      rows: Q = T B'.
+      small: A.
+      gram: G.
+      inner: N.
+      value: `log det (I + A)`, a constant.
+    """
+
+    root: Any
+    rows: Rows
+    small: jax.Array
+    gram: jax.Array
+    inner: jax.Array
+    value: jax.Array
+
+
+def _moving(diagonal, factors, core):
+    _, found = _reduced(*lax.stop_gradient((diagonal, factors, core)))
+    root = _inverse_root(diagonal)
+    factors, core = _scaled(root, factors, core)
+    basis = found.basis
+    rows = _with_motion(basis, factors)
+    gram = xla.with_derivative_of(jnp.diag(basis.kept), _gram, None, rows, rows)
+    free = (1 - basis.kept)[:, None]
+    lifted = basis.coordinates + jnp.diag(free[:, 0])
+    small = product(lifted.T, core / basis.scale[:, None] / basis.scale[None, :], lifted)
+    # A (I + G A)^-1 by blocks: the zero rows of Q are not in G.
+    resolvent = _resolvent(found, graded=not is_number(diagonal))
+    y = resolvent.of(jnp.eye(len(basis.kept), dtype=core.dtype))
+    across = free * found.half * found.unit
+    mixed = product(across, y)
+    corner = free * free.T * found.core * found.unit - product(mixed, across.T)
+    inner = resolvent.complement(found.small * found.unit, y) + mixed + mixed.T + corner
+    inner = _inner(small, gram, symmetrize(inner))
+    return _Moving(root, rows, small, gram, inner, resolvent.log_determinant())
+
+
+class _Resolvent(NamedTuple):
+    """`I + A = T V diag(1 + w) V^T T`, T diagonal: the identity, or graded as A is.
+
+    Eigenvalues of A are known to eps times the largest one. Where D, and so A, spans many
+    magnitudes, nothing would be left of H along the large numbers of D. A scaled
+    matrix of rows that are alike keeps it, as a Cholesky factorization would.
+
+    Source: Demmel and Veselic, Jacobi's method is more accurate than QR, SIAM J. Matrix Anal.
+    Appl. 13 (1992), for what scaled matrices determine.
+    """
+
+    scale: jax.Array
+    values: jax.Array
+    vectors: jax.Array
+
+    def of(self, x):
+        """`(I + A)^-1 X`, for a vector or columns."""
+        scale, divisor = (jnp.expand_dims(s, tuple(range(1, x.ndim))) for s in self[:2])
+        y = product(self.vectors.T, x / scale) / (1 + divisor)
+        return product(self.vectors, y) / scale
+
+    def complement(self, a, y):
+        """`I - (I + A)^-1 = Y A Y + (I - Y)^2`: small where A is, and no less right."""
+        rest = jnp.eye(len(y), dtype=y.dtype) - y
+        return product(y, a, y) + product(rest, rest)
+
+    def log_determinant(self):
+        w = self.values
+        logs = jnp.log1p(jnp.where(w > -1, w, jnp.nan))
+        return jnp.sum(logs) + 2 * jnp.sum(jnp.log(self.scale))
+
+
+def _resolvent(found, *, graded):
+    if not graded:
+        w = found.values * found.unit
+        return _Resolvent(jnp.ones_like(w), w, found.vectors)
+    basis = found.basis
+    a, unit, eye = found.small * found.unit, found.unit, jnp.eye(len(found.small))
+    left = jnp.abs(basis.coordinates)
+    terms = product(left.T, jnp.abs(found.core), left) * unit  # what is added up to A
+    largest = jnp.maximum(jnp.max(terms, axis=1, initial=0), 1)
+    scale = jnp.sqrt(1 + jnp.max(terms / largest[None, :] * terms, axis=1, initial=0))
+    scaled = terms / scale[:, None] / scale[None, :]
+    noise = 2 * math.sqrt(len(a)) * jnp.finfo(a.dtype).eps * (1 + jnp.max(scaled, initial=0))
+    m, v = eigh((a + eye.astype(a.dtype)) / scale[:, None] / scale[None, :])
+    of_identity = jnp.sum((v / scale[:, None]) ** 2, axis=0)
+    # The curvature of H, exactly 0 where it is rounding.
+    curvature = jnp.where(jnp.abs(m - of_identity) <= noise, 0, m - of_identity)
+    return _Resolvent(scale, of_identity + curvature - 1, v)
+
+
+def _gram(_, x, y):
+    return tall.gram(x, y)
+
+
+@jax.custom_jvp
+def _with_motion(basis: ThinLQ, rows: Rows) -> Rows:
+    """The rows Q, which are `T B`, with the derivative of that."""
+    del rows
+    return basis.rows
+
+
+@_with_motion.defjvp
+def _with_motion_jvp(primals, tangents):
+    (basis, _), d_rows = primals, tangents[1]
+    moved = tall.combine(motion(basis), tall.scale(basis.scale, d_rows), grouped=True)
+    return _with_motion(*primals), moved
+
+
+@jax.custom_jvp
+def _inner(small, gram, value):
+    """`N = A (I + G A)^-1`, which is known."""
+    del small, gram
+    return value
+
+
+@_inner.defjvp
+def _inner_jvp(primals, tangents):
+    n, gram = _inner(*primals), primals[1]
+    rest = jnp.eye(len(n), dtype=n.dtype) - product(n, gram)
+    return n, product(rest, tangents[0], rest.T) - product(n, tangents[1], n)
+
+
+@jax.custom_jvp
+def _log_determinant(small, gram, inner, value):
+    """`log det (I + G A)`, which is known."""
+    del small, gram, inner
+    return value
+
+
+@_log_determinant.defjvp
+def _log_determinant_jvp(primals, tangents):
+    _, gram, n, value = primals
+    by_small = jnp.sum((gram - product(gram, n, gram)) * tangents[0])
+    by_gram = jnp.sum(n * tangents[1])
+    valid = scaling.nan_unless(~jnp.isnan(value), value.dtype)
+    return _log_determinant(*primals), (by_small + by_gram) * valid
