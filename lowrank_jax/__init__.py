@@ -26,7 +26,7 @@ from lowrank_jax._clouds.pairs import (
     secant_pairs,
     successive,
 )
-from lowrank_jax._clouds.selection import choose_extrapolation, choose_rtol
+from lowrank_jax._clouds.selection import choose_extrapolation, choose_rtol, choose_shift
 from lowrank_jax._models.cross import cross
 from lowrank_jax._models.cur import skeleton
 from lowrank_jax._models.quadratic import QuadraticModel, quadratic_model, quadratic_model_at
@@ -49,6 +49,7 @@ __all__ = [
     "centered",
     "choose_extrapolation",
     "choose_rtol",
+    "choose_shift",
     "compare_hvp",
     "concatenate",
     "cross",

@@ -570,6 +570,7 @@ ARGUMENTS = {
     "anchor": (ROW, ROW[:2]),
     "anchor_grad": (ROW, ROW[:2]),
     "argnums": (0, "x"),
+    "base": (1.0, "identity"),
     "batch_size": (1, 0),
     "batches": ([ROW], 3),
     "central": (True, "yes"),

@@ -114,6 +114,13 @@ PUBLIC = {
     "sample": (lambda h, d: h.sample(jax.random.key(0), d, (3,)), OPERATOR, SCALAR),
     "choose_extrapolation": (lrj.choose_extrapolation, PAIRS),
     "choose_rtol": (lrj.choose_rtol, PAIRS),
+    "choose_shift": (lrj.choose_shift, PAIRS),
+    "fit with a base": (lambda p, h: lrj.fit(p, base=h), PAIRS, OPERATOR),
+    "fit with weights": (
+        lambda p, w: lrj.fit(p, weights=w),
+        PAIRS,
+        jax.ShapeDtypeStruct((N,), np.float32),
+    ),
     "quadratic_model": (lrj.quadratic_model(loss), ROWS),
     "predict": (lambda m, v: m.predict(v), MODEL, ROW),
     "newton_step": (lambda m: m.newton_step(1.0), MODEL),

@@ -49,8 +49,9 @@ from lowrank_jax._clouds.pairs import SecantPairs, check
 from lowrank_jax._clouds.whitened import compress_to_dimension, whiten
 from lowrank_jax._core import checks, scaling, structure, tall, xla
 from lowrank_jax._core.spectral import diagonal, inverse, mirror, product, symmetrize
-from lowrank_jax._core.types import Rows, Scalar
-from lowrank_jax._operators.symmetric import SymmetricLowRank
+from lowrank_jax._core.types import Rows, Scalar, Vector
+from lowrank_jax._operators.diagonal import DiagonalPlusLowRank, plus_diagonal
+from lowrank_jax._operators.symmetric import Operator, SymmetricLowRank
 
 DAMPING = 1.2  # the factor of d in the text above
 
@@ -59,10 +60,11 @@ def fit(
     pairs: SecantPairs | tuple[Rows, Rows],
     /,
     *,
+    base: Scalar | Vector | Operator | None = None,
     weights: jax.Array | None = None,
     extrapolate: Scalar = 2 / 3,
     rtol: Scalar | None = None,
-) -> SymmetricLowRank:
+) -> Operator:
     """Fits the symmetric operator of rank at most 2n to the secant equations `H s_i = y_i`.
 
     Consistent pairs are satisfied exactly at any `extrapolate`. Inconsistent ones
@@ -94,6 +96,11 @@ def fit(
       pairs: steps (n, ...) and gradient differences (n, ...), pytrees of one structure, as
         `SecantPairs` or a plain tuple.
         bfloat16 and float16 are computed in float32.
+      base: what is known of H, and changed as little as the pairs ask for: H is the base B plus the
+        fit to `(S, Y - S B)`. A number or a vector stand for diagonal matrices, a bulk of equal
+        eigenvalues or prior precisions; an operator is a Hessian to be updated. At
+        `extrapolate=0` this is the multisecant Powell-symmetric-Broyden update of B, at 1
+        block SR1. See `choose_shift`.
       weights: (n,), how much each pair counts where they contradict each other, on any scale: for
         noise, one over its variance; for age, powers of a number below 1. A weight of 0 drops its
         pair; on consistent pairs positive ones change nothing. None weighs all alike.
@@ -104,7 +111,9 @@ def fit(
 
     Returns:
       `SymmetricLowRank` with 2n factors, leaves in the dtypes of the steps; where 2n is D or more,
-      with the D unit vectors.
+      with the D unit vectors. With a base the whole Hessian, with the factors of the base besides:
+      `DiagonalPlusLowRank` for a base that has a diagonal. In a loop of updates,
+      `fit(pairs, base=h).truncate(k)` keeps their number.
 
     Raises:
       TypeError: for leaves that are not real floating-point arrays.
@@ -121,6 +130,8 @@ def fit(
       >>> h = fit(SecantPairs(steps, steps @ a), extrapolate=1)
       >>> bool(jnp.allclose(h.to_dense(), a, atol=1e-5))
       True
+      >>> fit((steps, steps @ (a + 2 * jnp.eye(4))), base=2.0)
+      DiagonalPlusLowRank(shape=(4, 4), factors=4, dtype=float32)
     """
     pairs, n = check(pairs)
     checks.between(extrapolate, "extrapolate", 0, 1)
@@ -130,12 +141,29 @@ def fit(
     if weights is not None:
         checks.weights(weights, "weights", n)
         weights = jnp.asarray(weights, dtype)
+    nothing = jax.tree.map(lambda leaf: leaf[:0], pairs.steps)
+    nothing = SymmetricLowRank(nothing, jnp.zeros((0, 0), dtype))
+    if isinstance(base, (SymmetricLowRank, DiagonalPlusLowRank)):
+        base.check()
+        rows = (base if isinstance(base, SymmetricLowRank) else base.low_rank).factors
+        checks.like(pairs.steps, "pairs.steps", rows, "a factor of base", lead=1, pattern_lead=1)
+    elif base is not None:
+        base = plus_diagonal(nothing, base, "base")
     if min(n, structure.size(structure.row(pairs.steps))) == 0:
-        nothing = jax.tree.map(lambda leaf: leaf[:0], pairs.steps)
-        return SymmetricLowRank(nothing, jnp.zeros((0, 0), dtype))
+        return nothing if base is None else base
     extrapolate = jnp.asarray(extrapolate, dtype)
     rtol = None if rtol is None else jnp.asarray(rtol, dtype)
-    return _fit(pairs.steps, pairs.grad_diffs, weights, extrapolate, rtol)
+    if base is None:
+        return _fit(pairs.steps, pairs.grad_diffs, weights, extrapolate, rtol)
+    return _update(base, pairs.steps, pairs.grad_diffs, weights, extrapolate, rtol)
+
+
+@jax.jit
+def _update(base, steps, grad_diffs, *options):
+    s, y = structure.widen((steps, grad_diffs))
+    images = jax.vmap(structure.widen(base).mv)(s)
+    h = _fit(steps, jax.tree.map(jnp.subtract, y, images), *options)
+    return base + h
 
 
 @jax.jit

@@ -10,9 +10,12 @@ from lowrank_jax._clouds.fit import fit
 from lowrank_jax._clouds.pairs import SecantPairs, check
 from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.orthonormal import orthonormal, thin_lq
+from lowrank_jax._core.spectral import diagonal, product, symmetrize
 from lowrank_jax._core.types import Rows, Scalar
 
 EXTRAPOLATIONS = (0, 1 / 2, 2 / 3, 4 / 5)
+SHIFTS = (0, 1 / 4, 1 / 2, 3 / 4, 1)  # times the median curvature of the steps
+MARGIN = 0.1
 RTOLS = (0, 1e-3, 1e-2, 1e-1, 0.3)
 
 
@@ -53,6 +56,72 @@ def _choose_extrapolation(pairs):
         return left_out_errors(short, extrapolate=extrapolate)
 
     return _choose(pairs, EXTRAPOLATIONS, left_out)
+
+
+def choose_shift(
+    pairs: SecantPairs | tuple[Rows, Rows], *, extrapolate: Scalar = 2 / 3
+) -> jax.Array:
+    """Chooses the multiple of the identity whose fit predicts each pair best from the others.
+
+    A scalar c for `fit(pairs, base=choose_shift(pairs))`, for a Hessian whose eigenvalues gather
+    around another number than 0: a fit without a base takes what the pairs do not show for
+    0. Tried are 0, 1/4, 1/2, 3/4 and 1 times the median of the curvatures
+    `<s_i, y_i> / |s_i|^2`, and the least, the middle and the largest eigenvalue of H within the
+    span of the steps: the middle one is a bulk's where outliers are few.
+    Chosen as `choose_extrapolation` does, but 0 is kept unless another c is better by a tenth.
+    With four pairs or fewer, or the steps of an optimiser, the pairs left out say little of that.
+
+    Args:
+      pairs: secant pairs, or a tuple (steps, grad_diffs), whose steps are alike.
+      extrapolate: of the fits that leave a pair out; that of the fit itself, as a rule.
+
+    Returns:
+      A scalar of the pairs' dtype, float32 at least; NaN where the pairs are not finite or
+      none has a step.
+
+    Raises:
+      TypeError: for leaves that are not real floating-point arrays.
+      ValueError: for steps and gradient differences of different structure, or
+        `extrapolate` outside [0, 1].
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> steps = jax.random.normal(jax.random.key(0), (8, 40))
+      >>> curvatures = jnp.ones(40).at[:3].set(9.0)  # a bulk, and three outliers
+      >>> round(float(choose_shift((steps, steps * curvatures))), 3)
+      1.0
+    """
+    pairs, _ = check(pairs)
+    checks.between(extrapolate, "extrapolate", 0, 1)
+    dtype = structure.compute_dtype((pairs.steps, pairs.grad_diffs))
+    return _choose_shift(pairs, jnp.asarray(extrapolate, dtype))
+
+
+@jax.jit
+def _choose_shift(pairs, extrapolate):
+    short = compressed(lax.stop_gradient(pairs))
+    s, y, _ = short.pairs
+    squares = jnp.sum(s * s, axis=1)
+    used = squares > 0
+    curvatures = jnp.where(used, jnp.sum(s * y, axis=1) * scaling.reciprocal(squares), jnp.nan)
+    median = jnp.nanmedian(curvatures)
+    z = product(short.transform, y)
+    missing = jnp.where(diagonal(product(short.transform, s[:, : len(s)])) > 0.5, 0, median)
+    m = symmetrize(z[:, : len(z)]) + jnp.diag(missing)
+    within = jnp.linalg.eigvalsh(m, symmetrize_input=False)[jnp.array([0, len(m) // 2, -1])]
+    candidates = jnp.concatenate([median * jnp.array(SHIFTS, median.dtype), within])
+
+    def left_out(c):
+        return left_out_errors(SecantPairs(s, y - c * s), extrapolate=extrapolate)
+
+    errors = jax.vmap(left_out)(candidates)
+    logs = jnp.log(jnp.maximum(errors, jnp.finfo(errors.dtype).tiny))
+    means = jnp.sum(logs, axis=1) / jnp.maximum(jnp.sum(used), 1).astype(logs.dtype)
+    best = jnp.argmin(means)
+    best = jnp.where(means[best] < means[0] - MARGIN, best, 0)
+    valid = jnp.any(used) & jnp.all(jnp.isfinite(errors))
+    unit_s, unit_y = (_unit(structure.widen(rows))[0] for rows in (pairs.steps, pairs.grad_diffs))
+    return jnp.where(valid, candidates[best] * unit_y / unit_s, jnp.nan)
 
 
 def choose_rtol(
