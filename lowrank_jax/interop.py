@@ -9,7 +9,7 @@ from lowrank_jax._core import checks, structure
 from lowrank_jax._operators.symmetric import Operator, check_operator
 
 
-def lineax_operator(h: Operator) -> Any:
+def lineax_operator(hessian: Operator) -> Any:
     """Returns the symmetric operator as a `lineax.AbstractLinearOperator`.
 
     It composes with lineax's own; iterative solvers see its products. With
@@ -17,7 +17,7 @@ def lineax_operator(h: Operator) -> Any:
     default solver makes a dense matrix of any operator.
 
     Args:
-      h: a `SymmetricLowRank` or `DiagonalPlusLowRank`; only the latter is regular.
+      hessian: a `SymmetricLowRank` or `DiagonalPlusLowRank`; only the latter is regular.
 
     Raises:
       ImportError: where lineax is not installed.
@@ -35,9 +35,9 @@ def lineax_operator(h: Operator) -> Any:
       >>> lineax.linear_solve(lineax_operator(h), jnp.ones(3), lineax_solver()).value
       Array([0.25, 1.  , 1.  ], dtype=float32)
     """
-    factors = check_operator(h, "h")
+    factors = check_operator(hessian, "hessian")
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), structure.row(factors))
-    return _lineax_classes()[0](h, _Static(row))
+    return _lineax_classes()[0](hessian, _Static(row))
 
 
 def lineax_solver() -> Any:

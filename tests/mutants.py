@@ -293,8 +293,8 @@ MUTANTS = (
     Mutant(
         "eigenvalues that are rounding are kept",
         "_operators.reduced",
-        "jnp.where(jnp.abs(values) <= noise, values, 0)",
-        "jnp.where(jnp.abs(values) < 0, values, 0)",
+        "jnp.where(jnp.abs(w) <= found.noise, w, 0)",
+        "jnp.where(jnp.abs(w) < 0, w, 0)",
         "test_operator.py::test_what_cancels_is_exactly_zero",
     ),
     Mutant(

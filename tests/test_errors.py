@@ -156,12 +156,12 @@ CASES = {
     "a solver that returns no operator, for a model": (
         lambda: lrj.quadratic_model(square, solver=lambda pairs: pairs)(ONES),
         TypeError,
-        "what solver returned must be a SymmetricLowRank, got SecantPairs",
+        "what solver returned must be a SymmetricLowRank or a DiagonalPlusLowRank, got SecantPairs",
     ),
     "a solver that returns no operator, for a model at a point": (
         lambda: lrj.quadratic_model_at(square, 1, solver=lambda pairs: ONES)(ROW, key=KEY),
         TypeError,
-        "what solver returned must be a SymmetricLowRank, got ndarray",
+        "what solver returned must be a SymmetricLowRank or a DiagonalPlusLowRank, got ndarray",
     ),
     "pairs of different shape": (
         lambda: lrj.fit(lrj.SecantPairs(ONES, ONES[:2])),
@@ -225,8 +225,8 @@ CASES = {
     ),
     "no damping": (
         lambda: operator().sample(jax.random.key(0), None),
-        TypeError,
-        "damping must be a real number, got NoneType",
+        ValueError,
+        "damping must have the tree structure of a factor of the operator",
     ),
     "a number of draws that is none": (
         lambda: operator().sample(jax.random.key(0), 1.0, (2.0,)),
@@ -531,7 +531,7 @@ CASES = {
     "a model without a Hessian": (
         lambda: model(hessian=np.eye(4)).newton_step(1.0),
         TypeError,
-        "hessian must be a SymmetricLowRank, got ndarray",
+        "hessian must be a SymmetricLowRank or a DiagonalPlusLowRank, got ndarray",
     ),
     "a model whose gradient is no array": (
         lambda: model(grad="steep").trust_region_step(1.0),
@@ -575,7 +575,8 @@ ARGUMENTS = {
     "batches": ([ROW], 3),
     "central": (True, "yes"),
     "cols": ([0], 0.5),
-    "damping": (1.0, 0.0),
+    "d": (1.0, 1j),
+    "damping": (1.0, "much"),
     "every": (1, 0),
     "extrapolate": (0.5, 1.5),
     "f": (jnp.sin, 3),
@@ -609,6 +610,7 @@ ARGUMENTS = {
     "solver": (lrj.fit, 3),
     "start": (ROW[None], ROW),
     "step": (None, 0.0),
+    "tol": (0.5, -1.0),
     "u": (ROW, ROW[:2]),
     "v": (ROW, ROW[:2]),
     "vectors": (ONES, ONES[:, :2]),
@@ -616,7 +618,10 @@ ARGUMENTS = {
     "x": (ROW, ROW.astype(int)),
 }
 FREE = ("args", "inputs", "targets")
-UNCHECKED = (("secant_newton", "learning_rate"),)  # optax's own
+UNCHECKED = (
+    ("secant_newton", "learning_rate"),  # optax's own
+    ("DiagonalPlusLowRank.sample", "shape"),  # behind a default; as `SymmetricLowRank.sample`
+)
 THEN = {  # the arguments of the functions that public functions return
     "gauss_newton_product": ("x", "v", "inputs", "targets"),
     "gradient_difference": ("x", "v"),
@@ -647,7 +652,8 @@ def public_functions():
             for key, function in vars(face).items():
                 if getattr(function, "__module__", "") == face.__name__ and key[0].islower():
                     yield key, function
-    for instance in (OPERATOR, lrj.LowRank(ONES, np.eye(3), ONES), model()):
+    rectangular = lrj.LowRank(ONES, np.eye(3), ONES)
+    for instance in (OPERATOR, OPERATOR.plus_diagonal(1.0), rectangular, model()):
         for key in vars(type(instance)):
             if key[0] != "_" and callable(getattr(instance, key)):
                 yield f"{type(instance).__name__}.{key}", getattr(instance, key)

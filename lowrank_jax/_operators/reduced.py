@@ -34,9 +34,8 @@ class Reduced(NamedTuple):
       basis: Q, and L of the rows as they are.
       core: K.
       half: `K L`, the columns of zero rows of Q zero.
-      small: `A = V diag(w) V^T`, one triangle of which counts.
-      values: w, exactly 0 where it is zero to rounding.
-      vectors: V.
+      small: A, one triangle of which counts.
+      noise: what rounding may make of an eigenvalue of A.
       unit: a power of two.
     """
 
@@ -44,8 +43,7 @@ class Reduced(NamedTuple):
     core: jax.Array
     half: jax.Array
     small: jax.Array
-    values: jax.Array
-    vectors: jax.Array
+    noise: jax.Array
     unit: jax.Array
 
 
@@ -61,9 +59,13 @@ def reduce(factors: Rows, core: jax.Array) -> Reduced:
     terms = core * basis.sizes[:, None] * basis.sizes[None, :]
     largest = jnp.sqrt(jnp.max(jnp.sum(terms * terms, axis=1), initial=0))
     noise = 2 * math.sqrt(len(small)) * jnp.finfo(small.dtype).eps * largest
-    values, vectors = eigh(small)
-    values -= lax.stop_gradient(jnp.where(jnp.abs(values) <= noise, values, 0))
-    return Reduced(basis, core, half, small, values, vectors, unit)
+    return Reduced(basis, core, half, small, lax.stop_gradient(noise), unit)
+
+
+def spectrum(found: Reduced) -> tuple[jax.Array, jax.Array]:
+    """`A = V diag(w) V^T`: w, exactly 0 where it is zero to rounding, and V."""
+    w, v = eigh(found.small)
+    return w - lax.stop_gradient(jnp.where(jnp.abs(w) <= found.noise, w, 0)), v
 
 
 def function(f: Callable, slope: jax.Array, found: Reduced) -> jax.Array:
@@ -72,16 +74,16 @@ def function(f: Callable, slope: jax.Array, found: Reduced) -> jax.Array:
     Beside f(A) it has what couples zero rows of Q to the others in `f(H) = Q^T A' g(A) Q`,
     `g(x) = f(x) / x`: their first derivatives are right.
     """
+    w, v = spectrum(found)
     free = 1 - found.basis.kept
     slope = slope * found.unit
-    largest = lax.stop_gradient(jnp.max(jnp.abs(found.values), initial=0))
+    largest = lax.stop_gradient(jnp.max(jnp.abs(w), initial=0))
     safe = jnp.where(largest == 0, 1, largest)
 
     def of(w):
         zero = w == 0
         return jnp.where(zero, slope * w, f(jnp.where(zero, safe, w) * found.unit))
 
-    w, v = found.values, found.vectors
     ratio = jnp.where(w == 0, slope, of(w) * scaling.reciprocal(w))
     coupling = free[:, None] * product(found.half, v * ratio[None, :], v.T)
     coupling = lax.stop_gradient(coupling)

@@ -29,7 +29,7 @@ from lowrank_jax._core import scaling, structure, tall, xla
 from lowrank_jax._core.orthonormal import ThinLQ, motion
 from lowrank_jax._core.spectral import eigh, product, symmetrize
 from lowrank_jax._core.types import Rows, Vector
-from lowrank_jax._operators.reduced import function, reduce
+from lowrank_jax._operators.reduced import function, reduce, spectrum
 
 Diagonal = jax.Array | Vector  # one number, or one a coordinate
 
@@ -203,8 +203,8 @@ class _Resolvent(NamedTuple):
 
 def _resolvent(found, *, graded):
     if not graded:
-        w = found.values * found.unit
-        return _Resolvent(jnp.ones_like(w), w, found.vectors)
+        w, v = spectrum(found)
+        return _Resolvent(jnp.ones_like(w), w * found.unit, v)
     basis = found.basis
     a, unit, eye = found.small * found.unit, found.unit, jnp.eye(len(found.small))
     left = jnp.abs(basis.coordinates)

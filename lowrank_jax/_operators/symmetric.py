@@ -13,7 +13,7 @@ from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.spectral import mirror, product
 from lowrank_jax._core.types import Rows, Scalar, Vector
 from lowrank_jax._operators.diagonal import DiagonalPlusLowRank, plus_diagonal
-from lowrank_jax._operators.reduced import function, reduce
+from lowrank_jax._operators.reduced import function, reduce, spectrum
 
 
 @jax.tree_util.register_dataclass
@@ -131,7 +131,7 @@ class SymmetricLowRank:
         differentiate only where nonzero eigenvalues are distinct.
         """
         found = self._reduced()
-        s, v = found.values, found.vectors
+        s, v = spectrum(found)
         order = jnp.argsort(-jnp.abs(s))
         s, v = s[order], jnp.where((s == 0)[None, :], 0, v)[:, order]
         return s * found.unit, self._unpacked(tall.combine(v.T, found.basis.rows))
