@@ -9,7 +9,6 @@ from lowrank_jax._at_a_point.hessian import (
     lowrank_hessian,
     lowrank_hessian_from_gradient,
 )
-from lowrank_jax._at_a_point.host import lowrank_hessian_on_host
 from lowrank_jax._at_a_point.jacobian import lowrank_jacobian
 from lowrank_jax._at_a_point.probes import probe_pairs
 from lowrank_jax._at_a_point.products import gauss_newton_product, hvp, second_derivative
@@ -60,7 +59,6 @@ __all__ = [
     "lowrank_from_product",
     "lowrank_hessian",
     "lowrank_hessian_from_gradient",
-    "lowrank_hessian_on_host",
     "lowrank_jacobian",
     "mean_gradient",
     "optim",

@@ -348,8 +348,8 @@ assert random_rise[2] < 0.01 * rise[2]
 # `lrj.hvp` differentiates twice and can't. `lrj.lowrank_hessian` only asks for gradients, and
 # finds the bond. The truth comes from the same formula, written in JAX.
 #
-# (A gradient that JAX cannot even trace is for `lrj.lowrank_hessian_on_host`, and one that comes
-# without a loss, like a field of forces, for `lrj.lowrank_hessian_from_gradient`.)
+# (A gradient that JAX cannot even trace, and one that comes without a loss, like a field of forces,
+# is for `lrj.lowrank_hessian_from_gradient`.)
 
 # %%
 BEADS = len(small_x)  # the fit is compiled for this number already
@@ -426,14 +426,14 @@ top_key = jax.random.key(4)
 
 @jax.jit
 def loss_and_top(x, images, labels):
-    eigenvalue, _ = lrj.top_eigenpair(loss)(x, images, labels, key=top_key)
+    eigenvalue, *_ = lrj.top_eigenpair(loss)(x, images, labels, key=top_key)
     return loss(x, images, labels), eigenvalue
 
 
 @jax.jit
 @jax.grad
 def penalised_gradient(x, images, labels):
-    sharpness, _ = lrj.top_eigenpair(loss)(x, images, labels, key=top_key)
+    sharpness, *_ = lrj.top_eigenpair(loss)(x, images, labels, key=top_key)
     return loss(x, images, labels) + PENALTY * sharpness
 
 

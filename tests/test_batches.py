@@ -57,7 +57,7 @@ def test_ten_thousand_small_batches_give_the_full_gradient(rng, dtype, atol, ful
 def test_the_hessian_of_all_data_comes_from_their_batches(rng):
     x = rng.normal(size=(50, 6))
     gradient = lrj.mean_gradient(squares, Each(lambda: iter([x[:30], x[30:37], x[37:]])))
-    h = lrj.lowrank_hessian_on_host(gradient, 6)(rng.normal(size=6), key=KEY)
+    h = lrj.lowrank_hessian_from_gradient(gradient, 6)(rng.normal(size=6), key=KEY)
     np.testing.assert_allclose(h.to_dense(), x.T @ x / 50, atol=1e-6)
 
 
@@ -161,7 +161,7 @@ ERRORS = {
     "a mean gradient under jit": (
         lambda: jax.jit(lambda: gradient_of(ROWS)(ON_DEVICE))(),
         TypeError,
-        "mean_gradient returns cannot be traced by jit, vmap or grad, .* lowrank_hessian_on_host",
+        "returns cannot be traced by jit, vmap or grad, .* lowrank_hessian_from_gradient",
     ),
     "a mean gradient under vmap": (
         lambda: jax.vmap(gradient_of(ROWS))(ROWS),

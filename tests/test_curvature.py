@@ -64,7 +64,7 @@ def test_all_sources_of_gradients_give_the_same_operator(rng):
     others = {
         "gradient": jax.jit(by_gradient)(x, w, key=KEY),
         "product": jax.jit(by_product)(x, w, key=KEY),
-        "host": lrj.lowrank_hessian_on_host(host_gradient, 3, **options)(x, w, key=KEY),
+        "host": lrj.lowrank_hessian_from_gradient(host_gradient, 3, **options)(x, w, key=KEY),
     }
     np.testing.assert_array_equal(aux, w[0])
     for name, other in others.items():
@@ -99,7 +99,7 @@ def test_the_gradient_at_the_point_is_taken_once_and_no_second_derivative(rng, b
     assert sum(np.array_equal(point, x) for point in points) == 1
     exact = jax.hessian(trigonometric)(x, w)
     assert reference.relative_error(h.to_dense(), exact) < 0.3
-    with pytest.raises(TypeError, match="custom_vjp"):
+    with pytest.raises((TypeError, ValueError), match=r"custom_vjp|JVP"):
         lrj.hvp(loss)(x, x)
 
 
@@ -143,7 +143,7 @@ def test_the_step_can_be_given(rng):
     found = {
         "loss": jax.jit(lrj.lowrank_hessian(far, 6, **options)),
         "gradient": jax.jit(lrj.lowrank_hessian_from_gradient(jax.grad(far), 6, **options)),
-        "host": lrj.lowrank_hessian_on_host(jax.jit(jax.grad(far)), 6, **options),
+        "host": lrj.lowrank_hessian_from_gradient(jax.grad(far), 6, **options),
         "model": lambda x, key: (
             jax.jit(lrj.quadratic_model_at(far, 6, **options))(x, key=key).hessian
         ),
@@ -208,8 +208,8 @@ BAD = {
     "a gradient that is not a number": lambda x, **k: lrj.lowrank_hessian_from_gradient(
         lambda x: jnp.full_like(x, jnp.nan), 2
     )(x, **k),
-    "one on the host": lambda x, **k: lrj.lowrank_hessian_on_host(
-        lambda x: np.full_like(x, np.inf), 2
+    "one in one program": lambda x, **k: jax.jit(
+        lrj.lowrank_hessian_from_gradient(lambda x: jnp.full_like(x, jnp.inf), 2)
     )(x, **k),
 }
 
@@ -228,7 +228,7 @@ def test_a_traced_step_that_is_no_length_gives_nan():
 
 
 def test_the_host_shows_its_progress(capsys):
-    at = lrj.lowrank_hessian_on_host(lambda x: 3 * x, 2, passes=3, progress=True)
+    at = lrj.lowrank_hessian_from_gradient(lambda x: 3 * x, 2, passes=3, progress=True)
     at(np.ones(4), key=KEY)
     assert "7/7" in capsys.readouterr().err
     assert "tqdm" in sys.modules

@@ -10,7 +10,7 @@ import lowrank_jax as lrj
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "lowrank_jax"
 FLOORS = (
-    {"_core.types"},
+    {"_core.programs", "_core.types"},
     {"_core.checks", "_core.losses", "_core.structure", "_core.xla"},
     {"_core.tall"},
     {"_core.scaling"},
@@ -22,20 +22,21 @@ FLOORS = (
     {"_clouds.hessian", "_clouds.selection"},
     {"_clouds.diagnosis"},
     {
-        "_at_a_point.expansion",
         "_at_a_point.implicit",
         "_at_a_point.jacobian",
+        "_at_a_point.krylov",
         "_at_a_point.lanczos",
-        "_at_a_point.probes",
         "_at_a_point.products",
     },
     {
         "_at_a_point.comparison",
         "_at_a_point.differences",
         "_at_a_point.eigenpair",
+        "_at_a_point.probes",
         "_at_a_point.triplet",
     },
-    {"_at_a_point.hessian", "_at_a_point.host"},
+    {"_at_a_point.expansion"},
+    {"_at_a_point.hessian"},
     {"_models.cur", "_models.trust_region"},
     {"_models.cross", "_models.quadratic"},
     {"_training.batches", "_training.direction"},

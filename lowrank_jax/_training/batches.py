@@ -19,7 +19,7 @@ def mean_gradient(
 
     `g_b` is the gradient of `loss(params, batch)`, a mean over the `n_b` examples of a batch:
     the result is the gradient of the mean over all examples, whatever the sizes of the batches.
-    `lowrank_hessian_on_host(mean_gradient(loss, batches), probes)` gives the Hessian of all data.
+    `lowrank_hessian_from_gradient(mean_gradient(loss, batches), probes)`: the Hessian of all data.
 
     Every call reads `batches` from its start, the next batch while one is computed: two or three
     are in memory at a time, however many there are. The gradient of a batch is compiled once a
@@ -50,13 +50,14 @@ def mean_gradient(
 
     Example:
       >>> import jax, jax.numpy as jnp, numpy as np
-      >>> from lowrank_jax import lowrank_hessian_on_host
+      >>> from lowrank_jax import lowrank_hessian_from_gradient
       >>> class Days:
       ...     def __iter__(self):
       ...         for day in range(5):  # stands for a file of 100 + day measurements
       ...             yield np.random.default_rng(day).normal(size=(100 + day, 2)) * [3, 1]
       >>> gradient = mean_gradient(lambda w, x: jnp.mean((x @ w) ** 2) / 2, Days())
-      >>> h = lowrank_hessian_on_host(gradient, 2)(jnp.ones(2), key=jax.random.key(0))
+      >>> hessian_at = lowrank_hessian_from_gradient(gradient, 2)
+      >>> h = hessian_at(jnp.ones(2), key=jax.random.key(0))
       >>> [round(float(s)) for s in h.diagonal()]
       [9, 1]
     """
@@ -109,7 +110,7 @@ def _check_concrete(tree):
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
         raise TypeError(
             "the function that mean_gradient returns cannot be traced by jit, vmap or grad, as "
-            "it reads batches: for curvature, give it to lowrank_hessian_on_host"
+            "it reads batches: for curvature, give it to lowrank_hessian_from_gradient"
         )
 
 
