@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 from threadpoolctl import threadpool_info
 
-from benchmarks import curvature, fits, products, training
+from benchmarks import curvature, fits, products, steps, training
 from benchmarks.options import Options
 
 BENCHMARKS = {
@@ -32,6 +32,7 @@ BENCHMARKS = {
     "product": products.product,
     "compile": products.first_call,
     "training": training.training,
+    "steps": steps.steps,
 }
 PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "optax", "matfree", "sella", "blackjax")
 RESULTS = Path(__file__).parent / "results"
@@ -116,6 +117,8 @@ def show(found: dict) -> None:
             cells += entry.get("compile_seconds"), entry.get("error")
             row = "".join(f"{'-' if cell is None else f'{cell:.4g}':>22}" for cell in cells)
             print(f"    {method:18}{row}", flush=True)
+    for case, quantiles in found.get("summaries", {}).items():
+        print(f"\n  {case}: " + ", ".join(f"{k} {v:.3g}" for k, v in quantiles.items()), flush=True)
     for case, peaks in found.get("peak_bytes", {}).items():
         shown = ", ".join(f"{name} {(found or 0) / 1e6:.0f} MB" for name, found in peaks.items())
         print(f"\n  {case}, peak memory of a process: {shown}", flush=True)

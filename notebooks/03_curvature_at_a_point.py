@@ -589,9 +589,9 @@ say(f"figure saved: {figure_path.relative_to(HERE.parent)}")
 # * **The curvature is that of one point.** It changes on the way: here a quadratic model is good
 #   for a distance of about 0.1 along the leading eigenvectors.
 # * **The probes are random.** Another key gives another error, most of all with few products.
-# * **Gradient differences have a step.** By default it is sqrt(eps) |x|, which takes |x| for the
-#   scale on which the gradient changes. Where it is not, as for objects far from the origin, give
-#   `step=` (or, where it exists, an exact product to `lrj.lowrank_from_product`).
+# * **Gradient differences have a step.** Its length is measured, which costs a few gradients more,
+#   and no length is good at a kink or with much noise: there an exact product helps, where it
+#   exists (`lrj.lowrank_from_product`).
 # * **One step is no training.** That the sharpness can be pushed down does not say that the network
 #   reads other digits better. And `lrj.top_eigenpair` needs second derivatives, its gradient
 #   third ones.

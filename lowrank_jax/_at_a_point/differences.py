@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax._at_a_point import krylov
+from lowrank_jax._at_a_point import krylov, steps
 from lowrank_jax._at_a_point.products import point_and_vector
 from lowrank_jax._clouds.pairs import SecantPairs
 from lowrank_jax._core import checks, losses, programs, scaling, structure, tall, xla
@@ -29,17 +29,16 @@ def gradient_difference(
     product does not exist or costs too much. With `central`, the difference is
     `(g(x + h v) - g(x - h v)) / 2h`.
 
-    The default step is `sqrt(eps) |x|`, or `eps^(1/3) |x|` for a central difference, with
-    1 for |x| at the origin. It is a heuristic that takes |x| for the scale on which the
-    gradient changes. The difference is divided by the step that was really taken,
-    `(x + h v) - x`.
+    By default the length of the step is measured along v, where noise and truncation are balanced,
+    whatever the scales of x, f and H: see the module `steps`. That takes nine gradients more, twice
+    as many with `central`; where nothing is traced often fewer. The difference is divided by the
+    step that was really taken, `(x + h v) - x`.
 
     Args:
       loss: a scalar function, differentiated once, in argument `argnums`.
       argnums: that argument, or a tuple; x and v are then tuples.
-      step: the length |h v| of the step instead of the default, for points whose
-        norm says nothing of their scale (a cluster far from the origin). A traced one
-        that is not above 0 gives NaN, and so does one that x is too coarse for.
+      step: the length |h v| of the step instead of a measured one. A traced one that is not
+        above 0 gives NaN, and so does one that x is too coarse for.
       central: take the difference on both sides: error O(h^2) instead of O(h).
 
     Returns:
@@ -62,31 +61,21 @@ def gradient_difference(
 
     def product(x, v, *args):
         x, v = point_and_vector(x, v, "v")
-        h = step_length(x, step, central)
+
+        def gradient(y):
+            return at(y, *args)[2]
+
+        if step is not None:
+            h = _given(x, step)
+        elif central:
+            h = _measured(_central_slope(gradient, x), x, _direction(v)[0], power=2)
+        else:
+            h = _measured(_slope(gradient, x, gradient(x)), x, _direction(v)[0], power=1)
         ahead = _moved(x, v, h)
         behind = _moved(x, v, -h) if central else x
-        return _quotient(ahead, at(ahead, *args)[2], behind, at(behind, *args)[2], v)
+        return _quotient(ahead, gradient(ahead), behind, gradient(behind), v)
 
     return product
-
-
-@partial(jax.jit, static_argnums=2)
-def step_length(x: Vector, step: Scalar | None = None, central: bool = False) -> jax.Array:
-    """The length of a gradient difference's step at x: the one given, or a constant.
-
-    The relative error of a one-sided difference is h |H'| / |H| of truncation and
-    noise / (h |H|) of the gradients' rounding. |x| is the one scale that is known: let H
-    change by as much as itself over |x|, and the gradient be rounded as that of a point
-    within eps |x| of x is, by eps |H| |x|. Then h / |x| + eps |x| / h is least at
-    sqrt(eps) |x|; for a central difference (h / |x|)^2 + eps |x| / h at eps^(1/3) |x|.
-    A gradient that is larger than |H| |x|, by a factor c, has c times that noise: the best
-    step is sqrt(c) times as long, and the error of this one sqrt(c) / 2 times the least.
-    """
-    if step is not None:
-        h = jnp.asarray(step, structure.compute_dtype(x))
-        return jnp.where((h > 0) & (h < jnp.inf), h, jnp.nan)
-    size = lax.stop_gradient(scaling.norm(x))
-    return structure.resolution(x) ** (1 / 3 if central else 1 / 2) * jnp.where(size == 0, 1, size)
 
 
 class Options(NamedTuple):
@@ -98,6 +87,14 @@ class Options(NamedTuple):
     start: Rows | None
     step: Scalar | None
     progress: bool
+
+
+def most_gradients(options: Options) -> int:
+    """How many gradients the pairs take at most, the one at the point among them."""
+    search = (
+        0 if options.step is not None else steps.LADDER + (len(steps.ZOOM) + 1) * options.passes
+    )
+    return 1 + options.probes * options.passes + search
 
 
 def checked(options: Options) -> Options:
@@ -120,6 +117,7 @@ def difference_pairs(
     options: Options,
     gradients: Callable[[Rows], Rows] | None = None,
     count: Callable = lambda n: None,
+    value: Scalar = 0.0,
 ) -> SecantPairs:
     """The pairs of a gradient field along the steps of passes, from one gradient for each.
 
@@ -132,38 +130,151 @@ def difference_pairs(
       options: which steps, and how they are measured.
       gradients: the field at several points at once, for a loop on the host that is to do so.
       count: what is told how many gradients were taken, on the host.
+      value: that of the loss at x; one that is not finite makes the pairs NaN.
     """
-    probes, h = options.probes, step_length(x, options.step)
+    probes, batch_size = options.probes, options.batch_size
+    given = None if options.step is None else _given(x, options.step)
+    eps = structure.resolution((x, grad))
+    grad = structure.cast_like(grad, x)
 
-    def one_by_one(pairs, offset, memory):
+    def with_length(measure):
+        """Finds the length of a pass's steps along its first one, and how well it does."""
+
+        def of_pass(pairs, offset, memory):
+            if given is not None:
+                return measure(pairs, offset, given), memory
+            slope, v = _slope(gradient, x, grad, count), _first(pairs.steps, offset, x)
+            h, twice = steps.measured(slope, x, v, eps=eps, before=memory[0], first=offset == 0)
+            pairs = measure(pairs, offset, h)
+            return pairs, _noted(memory, pairs, offset, probes, h, twice)
+
+        return of_pass
+
+    def one_by_one(pairs, offset, h):
         for i in range(offset, offset + probes):
             ahead = _ahead(x, pairs.steps, i, None, h)
-            pairs = _put(pairs, i, x, grad, ahead, gradient(ahead), h)
+            pairs = _put(pairs, i, x, grad, ahead, gradient(ahead), h, value)
             count(1)
-        return pairs, memory
+        return pairs
 
-    def several(pairs, offset, memory):
-        size = min(options.batch_size, probes)
+    def several(pairs, offset, h):
+        size = min(batch_size, probes)
         for i in range(0, probes, size):
             i = offset + min(i, probes - size)  # the last ones may be taken again
             ahead = _ahead(x, pairs.steps, i, size, h)
-            pairs = _put(pairs, i, x, grad, ahead, gradients(ahead), h)
+            pairs = _put(pairs, i, x, grad, ahead, gradients(ahead), h, value)
             count(size)
-        return pairs, memory
+        return pairs
 
-    def in_one_program(pairs, offset, memory):
+    def in_one_program(pairs, offset, h):
         ahead = _ahead(x, pairs.steps, offset, probes, h)
-        grads = xla.map_rows(gradient, ahead, options.batch_size)
-        return _put(pairs, offset, x, grad, ahead, grads, h), memory
+        grads = xla.map_rows(gradient, ahead, batch_size)
+        return _put(pairs, offset, x, grad, ahead, grads, h, value)
 
-    state: Any = krylov.begin(x, probes, options.passes, options.start, key), ()
-    if programs.traced(x, grad, key, options.start, h):
-        state = krylov.scan(in_one_program, state, probes)
-    elif gradients is None or options.batch_size in (None, 1):
-        state = krylov.loop(one_by_one, state, probes)
+    memory: Any = None if options.step is not None else _nothing_known(x, probes * options.passes)
+    done: Any
+    state = krylov.begin(x, probes, options.passes, options.start, key), memory
+    if programs.traced(x, grad, key, options.start, options.step):
+        done = krylov.scan(with_length(in_one_program), state, probes)
+    elif gradients is None or batch_size in (None, 1):
+        done = krylov.loop(with_length(one_by_one), state, probes)
     else:
-        state = krylov.loop(several, state, probes)
-    return krylov.unpacked(state[0], x)
+        done = krylov.loop(with_length(several), state, probes)
+    pairs, memory = done
+    return krylov.unpacked(_finished(pairs, given, memory, probes), x)
+
+
+@jax.jit
+def _given(x, step):
+    h = jnp.asarray(step, structure.compute_dtype(x))
+    return jnp.where((h > 0) & (h < jnp.inf), h, jnp.nan)
+
+
+def _measured(slope, x, v, power):
+    return steps.measured(slope, x, v, power=power, check=False)[0]
+
+
+def _slope(gradient, x, grad, count=lambda n: None):
+    """The difference of gradients for a step from x."""
+
+    def slope(s):
+        count(1)
+        return _less(gradient(_plus(x, s)), grad, x)
+
+    return slope
+
+
+def _central_slope(gradient, x):
+    def slope(s):
+        return _half(_less(gradient(_plus(x, s)), gradient(_behind(x, s)), x))
+
+    return slope
+
+
+@jax.jit
+def _plus(x, s):
+    return jax.tree.map(jnp.add, x, s)
+
+
+@jax.jit
+def _behind(x, s):
+    return jax.tree.map(jnp.subtract, x, s)
+
+
+@jax.jit
+def _half(v):
+    return jax.tree.map(lambda leaf: leaf / 2, v)
+
+
+@jax.jit
+def _less(grad, other, x):
+    return structure.cast_like(tall.minus(grad, other), x)
+
+
+@jax.jit
+def _first(rows, i, x):
+    return jax.tree.map(lambda row: row[0], krylov.read(rows, i, 1, x))
+
+
+class _Lengths(NamedTuple):
+    """The last length of a step that was measured, that of each pair, and the error of each."""
+
+    length: jax.Array
+    lengths: jax.Array
+    errors: jax.Array
+
+
+@partial(jax.jit, static_argnums=1)
+def _nothing_known(x, count):
+    dtype = structure.compute_dtype(x)
+    return _Lengths(jnp.ones((), dtype), jnp.ones(count, dtype), jnp.zeros(count, dtype))
+
+
+@partial(jax.jit, static_argnums=3)
+def _noted(memory, pairs, offset, probes, h, twice):
+    """With the error of a pass: how far its first pair is off the quotient of twice its step."""
+    first = krylov.rows(pairs.grad_diffs, offset, 1)
+    twice = structure.pack(jax.tree.map(lambda leaf: leaf[None], twice))
+    error = scaling.norms(tall.minus(twice, first))[0]
+    h = h.astype(error.dtype)
+
+    def put(values, value):
+        return lax.dynamic_update_slice_in_dim(values, jnp.full(probes, value), offset, 0)
+
+    return _Lengths(h, put(memory.lengths, h), put(memory.errors, error))
+
+
+@partial(jax.jit, static_argnums=3)
+def _finished(pairs, given, memory, probes):
+    """The pairs as long as they were taken; the errors beside the largest slope that has one."""
+    rows, rounding = pairs[:2], None
+    lengths = jnp.full(structure.length(pairs.steps), given) if memory is None else memory.lengths
+    if memory is not None:
+        first = (jax.tree.map(lambda x: x[::probes], each) for each in rows)
+        sizes, slopes = map(scaling.norms, first)
+        largest = jnp.max(slopes * scaling.reciprocal(sizes))
+        rounding = lax.stop_gradient(scaling.ratio(memory.errors, largest))
+    return SecantPairs(*(tall.scale(lengths, each) for each in rows), rounding)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -175,7 +286,7 @@ def _ahead(x, steps, i, count, h):
 
 
 @partial(jax.jit, donate_argnums=0)
-def _put(pairs, i, x, grad, ahead, grads, h):
+def _put(pairs, i, x, grad, ahead, grads, h, value):
     """The pairs with `(ahead - x) / h` and `(grads - grad) / h` from the i-th on.
 
     The step is the one really taken, near the unit vector that was asked for: of a quadratic
@@ -194,9 +305,9 @@ def _put(pairs, i, x, grad, ahead, grads, h):
     asked = krylov.rows(pairs.steps, i, structure.length(taken))
     still = jax.tree.map(lambda t, a: jnp.where(t == 0, a, jnp.zeros_like(a)), taken, asked)
     resolved = _squares(still) < 1 - structure.resolution(x) ** 0.5
-    bad = scaling.nan_unless(resolved, structure.compute_dtype(x))
-    steps = krylov.write(pairs.steps, i, taken)
-    return SecantPairs(steps, krylov.write(pairs.grad_diffs, i, tall.scale(bad, grad_diffs)))
+    bad = scaling.nan_unless(resolved & jnp.isfinite(value), structure.compute_dtype(x))
+    taken = krylov.write(pairs.steps, i, taken)
+    return SecantPairs(taken, krylov.write(pairs.grad_diffs, i, tall.scale(bad, grad_diffs)))
 
 
 def _squares(rows):
@@ -225,11 +336,11 @@ def _quotient(ahead, grad_ahead, behind, grad_behind, v):
 
 
 def checked_gradient(grad_fn, x):
-    """The gradient field, with errors for what does not fit x, in the dtypes of x."""
+    """The gradient field, with errors for what does not fit x."""
 
     def gradient(y):
         grad = checks.vector(grad_fn(y), "grad_fn(x)")
         checks.like(grad, "grad_fn(x)", x, "x")
-        return structure.cast_like(grad, x)
+        return grad
 
     return gradient

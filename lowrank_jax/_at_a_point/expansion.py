@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from lowrank_jax._at_a_point import krylov
-from lowrank_jax._at_a_point.differences import Options, difference_pairs
+from lowrank_jax._at_a_point.differences import Options, difference_pairs, most_gradients
 from lowrank_jax._clouds.pairs import SecantPairs
-from lowrank_jax._core import checks, losses, scaling
+from lowrank_jax._core import checks, losses
 from lowrank_jax._core.types import Argnums, Loss, Vector
 
 
@@ -32,25 +31,19 @@ def expansion_at(loss: Loss, argnums: Argnums, has_aux: bool, options: Options) 
         x, rest = losses.split(argnums, args)
         x = checks.point(x, "x")
         checks.key(key)
-        total = options.probes * options.passes + 1
-        with krylov.counter(total, options.progress, "gradients") as count:
+        with krylov.counter(most_gradients(options), options.progress, "gradients") as count:
             value, aux, grad = at(x, *rest)
             count(1)
             pairs = difference_pairs(
                 lambda y: at(y, *rest)[2],
                 x,
-                _nan_unless_finite(value, grad),
+                grad,
                 key,
                 options,
                 gradients=lambda points: at_rows(points, *rest)[2],
                 count=count,
+                value=value,
             )
         return Expansion(x, value, grad, pairs, aux)
 
     return expansion
-
-
-@jax.jit
-def _nan_unless_finite(value, grad):
-    finite = jnp.isfinite(value)
-    return jax.tree.map(lambda g: g * scaling.nan_unless(finite, g.dtype), grad)

@@ -8,6 +8,7 @@ from lowrank_jax._at_a_point.differences import (
     checked,
     checked_gradient,
     difference_pairs,
+    most_gradients,
 )
 from lowrank_jax._at_a_point.expansion import expansion_at
 from lowrank_jax._at_a_point.probes import probe_pairs
@@ -34,12 +35,18 @@ def lowrank_hessian(
 
     `lowrank_hessian(loss, probes)(x, key=key)` takes the gradient at x once and
     `probes * passes` more, one step away from x each, along the steps of `probe_pairs`, and
-    fits all pairs at once. No second derivative is taken. For the r leading eigenpairs take a
+    fits all pairs at once; and at most 10 in the first pass and 4 in each further one that find
+    the length of these steps. No second derivative is taken. For the r leading eigenpairs take a
     few more probes than r / passes, and `truncate(r)`: more passes find them more exactly, more
     probes a pass run in parallel.
 
-    The steps have the length `step`, by default sqrt(eps) |x|: a heuristic that fails where
-    |x| says nothing about the scale on which the gradient changes.
+    The steps of a pass have the length `step`; by default it is measured along the first of them,
+    where the noise of the gradients and truncation are balanced, see the module `steps`. The last
+    comparison is an estimate of the error, `pairs.rounding`: the relative error of the pairs
+    of each pass. Where it is above 0.1, no step is good, as at a kink, with noise or in half
+    precision: `extrapolate=0` loses least then; exact products (`lowrank_from_product`) help.
+    A caller who asks again gives the `step` that was found, the norm of one of `pairs.steps`; this
+    costs `probes * passes + 1` gradients, and nothing is estimated.
 
     Args:
       loss: a scalar function; it is differentiated once, in argument `argnums`.
@@ -52,7 +59,7 @@ def lowrank_hessian(
         in one program all of a pass by `jax.vmap`; there, for a network's parameters on
         a CPU, 1 is often faster.
       start: directions of the first pass instead of random ones; see `probe_pairs`.
-      step: the length of the steps instead of the default.
+      step: the length of the steps instead of a measured one.
       return_pairs: returns the pairs beside the operator.
       progress: shows a progress bar over the gradients (needs tqdm) where nothing is traced.
 
@@ -160,7 +167,7 @@ def lowrank_hessian_from_gradient(
         given, x = x, checks.point(x, "x")
         checks.key(key)
         gradient = checked_gradient(lambda y: grad_fn(krylov.as_given(y, given), *args), x)
-        with krylov.counter(probes * passes + 1, progress, "gradients") as count:
+        with krylov.counter(most_gradients(options), progress, "gradients") as count:
             grad = gradient(x)
             count(1)
             pairs = difference_pairs(gradient, x, grad, key, options, count=count)

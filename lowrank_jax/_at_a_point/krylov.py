@@ -67,10 +67,10 @@ def _begin(x, start, key, count, shardings):
         ]
         return structure.pack(jax.tree.unflatten(tree, leaves))
 
-    like = structure.widen(x)
-    drawn = structure.normal(key, like, (count,))
-    drawn = tall.scale(jnp.full(count, max(structure.size(x), 1) ** -0.5), drawn)
-    steps, grad_diffs = placed(structure.cast_like(drawn, x)), placed(structure.zeros(x, count))
+    grad_diffs = placed(structure.zeros(x, count))
+    # Drawn once for all packed leaves: forty draws would take forty times as long to compile.
+    drawn = structure.normal(key, structure.row(grad_diffs), (count,))
+    steps = tall.scale(jnp.full(count, max(structure.size(x), 1) ** -0.5), drawn)
     if start is not None:
         first = structure.pack(structure.cast_like(start, x))
         grad_diffs = write(grad_diffs, count - structure.length(first), first)
@@ -116,7 +116,8 @@ def write(packed: Rows, offset: jax.Array, new: Rows) -> Rows:
 @jax.jit
 def unpacked(pairs: SecantPairs, x: Vector) -> SecantPairs:
     """The pairs in the structure of x."""
-    return SecantPairs(*(structure.unpack(packed, x) for packed in pairs[:2]))
+    steps, grad_diffs = (structure.unpack(packed, x) for packed in pairs[:2])
+    return SecantPairs(steps, grad_diffs, pairs.rounding)
 
 
 def loop(measure: Callable, state: tuple, probes: int) -> tuple | None:
@@ -164,6 +165,8 @@ def counter(total: int, progress: bool, what: str) -> Iterator[Callable]:
 
     with tqdm(total=total, desc=what) as bar:
         yield bar.update
+        bar.total = bar.n  # a search for the step may end early
+        bar.refresh()
 
 
 def _new_directions(before: Rows, steps: Rows, offset: jax.Array) -> Rows:

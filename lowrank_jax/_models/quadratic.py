@@ -221,8 +221,8 @@ def quadratic_model_at(
 ) -> Callable:
     """Makes the quadratic model of a loss at a point: value, gradient and `lowrank_hessian`.
 
-    `probes * passes + 1` gradients, the one at the point among them. A plain function:
-    compose it with `jit`, `vmap` and `grad`.
+    As many gradients as `lowrank_hessian` takes. A plain function: compose it with `jit`, `vmap`
+    and `grad`.
 
     Args:
       loss: a scalar function; it is differentiated once, in argument `argnums`.
@@ -233,7 +233,7 @@ def quadratic_model_at(
       solver: a function of pairs to the operator, such as `partial(fit, extrapolate=1)`; see `fit`.
       batch_size: how many gradients are computed at once; None computes all by `jax.vmap`.
       start: directions of the first pass instead of random ones; see `probe_pairs`.
-      step: the length of the steps instead of the default, sqrt(eps) |x|.
+      step: the length of the steps instead of a measured one; see `lowrank_hessian`.
       progress: shows a progress bar over the gradients (needs tqdm) where nothing is traced.
 
     Returns:
