@@ -32,9 +32,21 @@ BENCHMARKS = {
     "product": products.product,
     "compile": products.first_call,
     "training": training.training,
+    "networks": products.networks,
     "steps": steps.steps,
 }
-PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "optax", "matfree", "sella", "blackjax")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "numpy",
+    "scipy",
+    "optax",
+    "matfree",
+    "sella",
+    "blackjax",
+    "flax",
+    "equinox",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -3,7 +3,7 @@
 from lowrank_jax import history, optim
 from lowrank_jax._at_a_point.comparison import HvpComparison, compare_hvp
 from lowrank_jax._at_a_point.differences import gradient_difference
-from lowrank_jax._at_a_point.eigenpair import top_eigenpair
+from lowrank_jax._at_a_point.eigenpair import EigenpairInfo, top_eigenpair
 from lowrank_jax._at_a_point.hessian import (
     lowrank_from_product,
     lowrank_hessian,
@@ -12,6 +12,7 @@ from lowrank_jax._at_a_point.hessian import (
 from lowrank_jax._at_a_point.jacobian import lowrank_jacobian
 from lowrank_jax._at_a_point.probes import probe_pairs
 from lowrank_jax._at_a_point.products import gauss_newton_product, hvp, second_derivative
+from lowrank_jax._at_a_point.ritz import RitzPairs, ritz_pairs
 from lowrank_jax._at_a_point.triplet import singular_triplet
 from lowrank_jax._clouds.diagnosis import Diagnosis, diagnose
 from lowrank_jax._clouds.fit import fit
@@ -37,9 +38,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Diagnosis",
+    "EigenpairInfo",
     "HvpComparison",
     "LowRank",
     "QuadraticModel",
+    "RitzPairs",
     "SecantPairs",
     "SymmetricLowRank",
     "anchored",
@@ -65,6 +68,7 @@ __all__ = [
     "probe_pairs",
     "quadratic_model",
     "quadratic_model_at",
+    "ritz_pairs",
     "secant_hessian",
     "secant_pairs",
     "second_derivative",

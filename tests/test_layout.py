@@ -27,6 +27,7 @@ FLOORS = (
         "_at_a_point.krylov",
         "_at_a_point.lanczos",
         "_at_a_point.products",
+        "_at_a_point.ritz",
         "_at_a_point.steps",
     },
     {
