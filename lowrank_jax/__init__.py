@@ -4,6 +4,7 @@ from lowrank_jax import history, optim
 from lowrank_jax._at_a_point.comparison import HvpComparison, compare_hvp
 from lowrank_jax._at_a_point.differences import gradient_difference
 from lowrank_jax._at_a_point.eigenpair import EigenpairInfo, top_eigenpair
+from lowrank_jax._at_a_point.estimates import Estimate, Estimates, estimate
 from lowrank_jax._at_a_point.hessian import (
     lowrank_from_product,
     lowrank_hessian,
@@ -32,13 +33,15 @@ from lowrank_jax._models.cur import skeleton
 from lowrank_jax._models.quadratic import QuadraticModel, quadratic_model, quadratic_model_at
 from lowrank_jax._operators.rectangular import LowRank
 from lowrank_jax._operators.symmetric import SymmetricLowRank
-from lowrank_jax._training.batches import mean_gradient
+from lowrank_jax._training.batches import mean_gradient, mean_product
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Diagnosis",
     "EigenpairInfo",
+    "Estimate",
+    "Estimates",
     "HvpComparison",
     "LowRank",
     "QuadraticModel",
@@ -53,6 +56,7 @@ __all__ = [
     "concatenate",
     "cross",
     "diagnose",
+    "estimate",
     "fit",
     "from_first",
     "gauss_newton_product",
@@ -64,6 +68,7 @@ __all__ = [
     "lowrank_hessian_from_gradient",
     "lowrank_jacobian",
     "mean_gradient",
+    "mean_product",
     "optim",
     "probe_pairs",
     "quadratic_model",

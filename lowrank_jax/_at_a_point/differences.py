@@ -143,7 +143,7 @@ def difference_pairs(
         def of_pass(pairs, offset, memory):
             if given is not None:
                 return measure(pairs, offset, given), memory
-            slope, v = _slope(gradient, x, grad, count), _first(pairs.steps, offset, x)
+            slope, v = _slope(gradient, x, grad, count), krylov.row(pairs.steps, offset, x)
             h, twice = steps.measured(slope, x, v, eps=eps, before=memory[0], first=offset == 0)
             pairs = measure(pairs, offset, h)
             return pairs, _noted(memory, pairs, offset, probes, h, twice)
@@ -229,11 +229,6 @@ def _half(v):
 @jax.jit
 def _less(grad, other, x):
     return structure.cast_like(tall.minus(grad, other), x)
-
-
-@jax.jit
-def _first(rows, i, x):
-    return jax.tree.map(lambda row: row[0], krylov.read(rows, i, 1, x))
 
 
 class _Lengths(NamedTuple):

@@ -25,7 +25,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lowrank_jax._clouds.pairs import SecantPairs
-from lowrank_jax._core import checks, scaling, structure, tall
+from lowrank_jax._core import checks, programs, scaling, structure, tall
 from lowrank_jax._core.types import Rows, Vector
 
 
@@ -144,6 +144,52 @@ def scan(measure: Callable, state: tuple, probes: int) -> tuple:
         return measure(choose(pairs, offset, probes), offset, memory), None
 
     return lax.scan(body, state, jnp.arange(0, structure.length(state[0].steps), probes))[0]
+
+
+def checked_product(product: Callable, x: Vector, args: tuple) -> Callable:
+    """The product at a point with these arguments, with errors for what does not fit x."""
+
+    def at(x, v):
+        y = checks.vector(product(x, v, *args), "product(x, v)")
+        checks.like(y, "product(x, v)", x, "x")
+        return structure.cast_like(y, x)
+
+    return at
+
+
+def multiply(
+    product: Callable,
+    x: Vector,
+    given: Vector,
+    pairs: SecantPairs,
+    offset: int,
+    count: int,
+    done: Callable = lambda: None,
+) -> SecantPairs | None:
+    """The pairs with products of that many steps, one at a time on the host.
+
+    None, as soon as a product is traced. `done` is called after each.
+    """
+    for i in range(offset, offset + count):
+        v = row(pairs.steps, i, x)
+        y = product(as_given(x, given), as_given(v, given))
+        done()
+        if programs.traced(y):
+            return None
+        pairs = _put(pairs, i, y)
+    return pairs
+
+
+@jax.jit
+def row(packed: Rows, i: jax.Array, x: Vector) -> Vector:
+    """One row, in the structure of x."""
+    return jax.tree.map(lambda one: one[0], read(packed, i, 1, x))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(pairs, i, y):
+    y = structure.pack(jax.tree.map(lambda leaf: leaf[None], y))
+    return SecantPairs(pairs.steps, write(pairs.grad_diffs, i, y))
 
 
 def as_given(tree: Vector, given: Vector) -> Vector:

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 
-import jax
-
 from lowrank_jax._at_a_point import krylov
 from lowrank_jax._clouds.pairs import SecantPairs
 from lowrank_jax._core import checks, programs, structure, xla
@@ -71,23 +69,13 @@ def probe_pairs(
         given, x = x, checks.point(x, "x")
         checks.key(key)
 
-        def measured(x, v):
-            y = checks.vector(product(x, v, *args), "product(x, v)")
-            checks.like(y, "product(x, v)", x, "x")
-            return structure.cast_like(y, x)
-
+        measured = krylov.checked_product(product, x, args)
         if not programs.traced(x, args, key, start):
             with krylov.counter(probes * passes, progress, "products") as count:
 
                 def one_by_one(pairs, offset, memory):
-                    for i in range(offset, offset + probes):
-                        v = krylov.as_given(_row(pairs.steps, i, x), given)
-                        y = measured(krylov.as_given(x, given), v)
-                        count()
-                        if programs.traced(y):
-                            return None
-                        pairs = _put(pairs, i, y)
-                    return pairs, memory
+                    found = krylov.multiply(measured, x, given, pairs, offset, probes, count)
+                    return None if found is None else (found, memory)
 
                 state = krylov.begin(x, probes, passes, start, key), ()
                 state = krylov.loop(one_by_one, state, probes)
@@ -103,14 +91,3 @@ def probe_pairs(
         return krylov.unpacked(krylov.scan(at_once, state, probes)[0], x)
 
     return pairs_at
-
-
-@jax.jit
-def _row(rows, i, x):
-    return jax.tree.map(lambda row: row[0], krylov.read(rows, i, 1, x))
-
-
-@partial(jax.jit, donate_argnums=0)
-def _put(pairs, i, y):
-    y = structure.pack(jax.tree.map(lambda leaf: leaf[None], y))
-    return SecantPairs(pairs.steps, krylov.write(pairs.grad_diffs, i, y))
