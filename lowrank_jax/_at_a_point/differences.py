@@ -79,7 +79,11 @@ def gradient_difference(
 
 
 class Options(NamedTuple):
-    """Which steps are taken and how they are measured, see `probe_pairs`; made by `checked`."""
+    """Which steps are taken and how they are measured, see `probe_pairs`; made by `checked`.
+
+    Where `found` is above 0, which may be traced, it is the length of all steps, as `step` is, and
+    the error of the pairs is not estimated; otherwise the length is measured.
+    """
 
     probes: int
     passes: int
@@ -87,6 +91,7 @@ class Options(NamedTuple):
     start: Rows | None
     step: Scalar | None
     progress: bool
+    found: jax.Array | float = 0.0
 
 
 def most_gradients(options: Options) -> int:
@@ -144,7 +149,8 @@ def difference_pairs(
             if given is not None:
                 return measure(pairs, offset, given), memory
             slope, v = _slope(gradient, x, grad, count), krylov.row(pairs.steps, offset, x)
-            h, twice = steps.measured(slope, x, v, eps=eps, before=memory[0], first=offset == 0)
+            before, first, known = memory.length, offset == 0, options.found > 0
+            h, twice = steps.measured(slope, x, v, eps=eps, before=before, first=first, known=known)
             pairs = measure(pairs, offset, h)
             return pairs, _noted(memory, pairs, offset, probes, h, twice)
 
@@ -171,10 +177,14 @@ def difference_pairs(
         grads = xla.map_rows(gradient, ahead, batch_size)
         return _put(pairs, offset, x, grad, ahead, grads, h, value)
 
-    memory: Any = None if options.step is not None else _nothing_known(x, probes * options.passes)
+    memory: Any = (
+        None
+        if options.step is not None
+        else _nothing_known(x, probes * options.passes, options.found)
+    )
     done: Any
     state = krylov.begin(x, probes, options.passes, options.start, key), memory
-    if programs.traced(x, grad, key, options.start, options.step):
+    if programs.traced(x, grad, key, options.start, options.step, options.found):
         done = krylov.scan(with_length(in_one_program), state, probes)
     elif gradients is None or batch_size in (None, 1):
         done = krylov.loop(with_length(one_by_one), state, probes)
@@ -240,9 +250,10 @@ class _Lengths(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=1)
-def _nothing_known(x, count):
+def _nothing_known(x, count, found):
     dtype = structure.compute_dtype(x)
-    return _Lengths(jnp.ones((), dtype), jnp.ones(count, dtype), jnp.zeros(count, dtype))
+    length = jnp.where(found > 0, found, 1).astype(dtype)
+    return _Lengths(length, jnp.ones(count, dtype), jnp.zeros(count, dtype))
 
 
 @partial(jax.jit, static_argnums=3)

@@ -75,6 +75,7 @@ def measured(
     eps: float = 0.0,
     before: jax.Array | None = None,
     first: jax.Array | bool = True,
+    known: jax.Array | bool = False,
     check: bool = True,
 ) -> tuple[jax.Array, Vector]:
     """The length of the best step along a unit vector, and the quotient of twice that step.
@@ -87,12 +88,13 @@ def measured(
       eps: the resolution of the gradients, if it is coarser than that of x.
       before: the length of a step that was found before, for the zoom to begin with.
       first: whether to climb the ladder before.
+      known: whether `before` is the length already; then nothing is measured.
       check: False leaves out the last quotient.
     """
     x, v = lax.stop_gradient((x, v))
     search = _begun(x, eps, before)
     end = RUNGS + 1 if check else RUNGS
-    if programs.traced(x, v, before, first):
+    if programs.traced(x, v, before, first, known):
         slope, closed = jax.closure_convert(slope, v)
         closed = lax.stop_gradient(closed)
 
@@ -100,15 +102,19 @@ def measured(
             search, step = _aimed(search, x, v, i, power)
             return _noted(search, slope(step, *closed), i)
 
-        search = lax.fori_loop(jnp.where(first, 0, LADDER), end, take, search)
+        begin = jnp.where(known, end, jnp.where(first, 0, LADDER))
+        search = lax.fori_loop(begin, end, take, search)
     else:
-        i = 0 if first else LADDER
+        i = end if known else 0 if first else LADDER
         while i < end:
             search, step = _aimed(search, x, v, i, power)
             search = _noted(search, slope(step), i)
             # No further up than it must: a long step can break what it is to measure.
             i = LADDER if i < LADDER and _settled(search) else i + 1
-    return lax.stop_gradient((_length(search, power), search.quotient))
+    length = _length(search, power)
+    if before is not None:
+        length = jnp.where(known, before, length)
+    return lax.stop_gradient((length, search.quotient))
 
 
 @jax.jit
