@@ -231,6 +231,20 @@ MUTANTS = (
         "test_pieces.py::test_parts_of_one_size_are_unpacked_by_one_kernel",
     ),
     Mutant(
+        "the steps of a comparison are not collinear",
+        "_at_a_point.steps",
+        "new = (i == 0) | (i == LADDER) | (i == RUNGS)",
+        "new = i >= 0",
+        "test_steps.py::test_measured_steps_are_near_the_best_and_their_error_is_known",
+    ),
+    Mutant(
+        "a Ritz residual leaves out what contradicts itself",
+        "_at_a_point.ritz",
+        "residuals = jnp.where(empty, jnp.inf, scaling.norms(rest))",
+        "residuals = jnp.where(empty, jnp.inf, 0 * scaling.norms(rest))",
+        "test_ritz.py::test_contradictions_are_in_the_residuals",
+    ),
+    Mutant(
         "a loss is compiled anew each time",
         "_core.programs",
         "if None in weak:",
