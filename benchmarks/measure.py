@@ -21,7 +21,18 @@ import jax
 import numpy as np
 
 MOST_ROUNDS = 200
-PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "optax", "matfree", "sella", "blackjax")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "numpy",
+    "scipy",
+    "optax",
+    "matfree",
+    "sella",
+    "blackjax",
+    "flax",
+    "equinox",
+)
 
 
 class Call(NamedTuple):

@@ -50,6 +50,35 @@ def first_call(options: Options) -> dict:
     return {"unit": "jax.hessian", "cases": cases}
 
 
+def networks(options: Options) -> dict:
+    """A Hessian from 21 gradients, outside `jit`, beside 21 calls of the compiled gradient.
+
+    Networks of other libraries, one of them with convolutions, which XLA runs slowly on a CPU
+    within a loop of a program.
+    """
+    count = 100 if options.quick else 300
+    points = {"flax, CNN": problems.cnn_point, "equinox, transformer": problems.transformer_point}
+    cases = {}
+    for name, point in points.items():
+        at = point(count)
+        hessian_at = lrj.lowrank_hessian(at.loss, 5, passes=4, step=1e-2)
+        calls = {
+            "gradients": Call(_gradients, (jax.jit(jax.grad(at.loss)), at, 21)),
+            "lowrank_hessian": Call(_keyed(hessian_at), (at.x, *at.data)),
+        }
+        found = measure.compare(calls, "gradients", options.rounds, options.seconds)
+        cases[name] = {"methods": found}
+    return {"unit": "gradients", "cases": cases}
+
+
+def _gradients(gradient, at, count):
+    return [jax.block_until_ready(gradient(at.x, *at.data)) for _ in range(count)]
+
+
+def _keyed(hessian_at):
+    return lambda *args: hessian_at(*args, key=jax.random.key(0))
+
+
 def _first_calls(point, runs_dense):
     cloud = problems.cloud(jax.random.key(0), point.x, n=8)
     loss, args, at_points = point.loss, (point.x, *point.data), (cloud, *point.data)
@@ -62,8 +91,7 @@ def _first_calls(point, runs_dense):
 
 
 def _lowrank(loss):
-    at = lrj.lowrank_hessian(loss, probes=8)
-    return lambda x, *data: at(x, *data, key=jax.random.key(0))
+    return _keyed(lrj.lowrank_hessian(loss, probes=8))
 
 
 def _from_nothing(transform, loss, args, run=True):

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks import curvature, fits, measure, products, training
+from benchmarks import curvature, fits, measure, products, steps, training
 from benchmarks.options import Options
 
 BENCHMARKS = {
@@ -25,6 +25,8 @@ BENCHMARKS = {
     "product": products.product,
     "compile": products.first_call,
     "training": training.training,
+    "networks": products.networks,
+    "steps": steps.steps,
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -83,6 +85,8 @@ def show(found: dict) -> None:
             cells += entry.get("compile_seconds"), entry.get("error")
             row = "".join(f"{'-' if cell is None else f'{cell:.4g}':>22}" for cell in cells)
             print(f"    {method:18}{row}", flush=True)
+    for case, quantiles in found.get("summaries", {}).items():
+        print(f"\n  {case}: " + ", ".join(f"{k} {v:.3g}" for k, v in quantiles.items()), flush=True)
     for case, peaks in found.get("peak_bytes", {}).items():
         shown = ", ".join(f"{name} {(found or 0) / 1e6:.0f} MB" for name, found in peaks.items())
         print(f"\n  {case}, peak memory of a process: {shown}", flush=True)

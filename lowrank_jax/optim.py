@@ -14,7 +14,9 @@ import optax
 from jax import lax
 
 from lowrank_jax import history
-from lowrank_jax._at_a_point.hessian import lowrank_hessian
+from lowrank_jax._at_a_point.differences import Options
+from lowrank_jax._at_a_point.expansion import expansion_at
+from lowrank_jax._clouds.fit import fit
 from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.types import Loss, Rows, Scalar
 from lowrank_jax._training.direction import direction
@@ -169,6 +171,7 @@ class PreconditionTopCurvatureState(NamedTuple):
       key: the random key of the next refresh.
       eigenvalues: (probes,), those of largest magnitude; 0 where nothing is known.
       eigenvectors: `probes` orthonormal rows; zero rows where nothing is known.
+      step: the length of the gradient differences' steps, found by the first refresh; 0 before.
       skipped: how many refreshes were left out, as a gradient was not finite.
       inner: the state of the inner optimiser.
     """
@@ -177,6 +180,7 @@ class PreconditionTopCurvatureState(NamedTuple):
     key: jax.Array
     eigenvalues: jax.Array
     eigenvectors: Rows
+    step: jax.Array
     skipped: jax.Array
     inner: Any
 
@@ -198,7 +202,8 @@ def precondition_top_curvature(
         -learning_rate U^T (|s| + damping)^-1 U g + (I - U^T U) inner((I - U^T U) g).
 
     U and s are measured by `lowrank_hessian` at the first step and every `every` steps from
-    then on, from the last U: `probes * passes + 1` gradients each. The damping is
+    then on, from the last U: `probes * passes + 1` gradients each, and for the first one those that
+    find the length of its steps, which is kept. The damping is
     sqrt(eps) max |s|, which is what gradient differences resolve.
 
     Args:
@@ -251,7 +256,7 @@ def precondition_top_curvature(
         values = jnp.zeros(probes, structure.compute_dtype(params))
         count, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         # A copy of the key: a donated state must not take the caller's with it.
-        known = jnp.copy(key), values, rows, skipped
+        known = jnp.copy(key), values, rows, jnp.zeros((), values.dtype), skipped
         return PreconditionTopCurvatureState(count, *known, inner.init(params))
 
     def update(updates, state, params=None, *, curvature_args=(), **extra_args):
@@ -259,18 +264,20 @@ def precondition_top_curvature(
         updates = checks.vector(updates, "updates")
         checks.like(updates, "updates", params, "params")
 
-        def refreshed(key, values, rows, skipped):
+        def refreshed(key, values, rows, step, skipped):
             key, now = jax.random.split(key)
-            hessian_at = lowrank_hessian(loss, probes, passes=passes, start=rows, batch_size=1)
-            found = hessian_at(params, *curvature_args, key=now).eigh()
-            found = jax.tree.map(lambda x: x[:probes], found)
+            options = Options(probes, passes, 1, rows, None, progress=False, found=step)
+            at = expansion_at(loss, 0, False, options)((params, *curvature_args), now)
+            found = jax.tree.map(lambda x: x[:probes], fit(at.pairs).eigh())
+            length = scaling.norms(jax.tree.map(lambda x: x[:1], at.pairs.steps))[0]
             usable = tall.finite(found)
-            s, u = jax.tree.map(lambda x, y: jnp.where(usable, x, y), found, (values, rows))
-            return key, s, u, skipped + (~usable).astype(jnp.int32)
+            new, old = (*found, length), (values, rows, step)
+            s, u, step = jax.tree.map(lambda x, y: jnp.where(usable, x, y), new, old)
+            return key, s, u, step, skipped + (~usable).astype(jnp.int32)
 
-        known = state.key, state.eigenvalues, state.eigenvectors, state.skipped
+        known = state.key, state.eigenvalues, state.eigenvectors, state.step, state.skipped
         due = state.count % every == 0
-        key, s, u, skipped = lax.cond(due, refreshed, lambda *known: known, *known)
+        key, s, u, length, skipped = lax.cond(due, refreshed, lambda *known: known, *known)
 
         along, rest = _split(updates, u)
         rate = jnp.asarray(learning_rate, s.dtype)
@@ -281,7 +288,9 @@ def precondition_top_curvature(
         )
         rest, inner_state = inner.update(rest, state.inner, params, **extra_args)
         update = jax.tree.map(jnp.add, *structure.widen((newton, _split(rest, u)[1])))
-        state = PreconditionTopCurvatureState(state.count + 1, key, s, u, skipped, inner_state)
+        state = PreconditionTopCurvatureState(
+            state.count + 1, key, s, u, length, skipped, inner_state
+        )
         return structure.cast_like(update, rest), state
 
     return optax.GradientTransformationExtraArgs(init, update)

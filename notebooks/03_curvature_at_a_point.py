@@ -348,8 +348,8 @@ assert random_rise[2] < 0.01 * rise[2]
 # `lrj.hvp` differentiates twice and can't. `lrj.lowrank_hessian` only asks for gradients, and
 # finds the bond. The truth comes from the same formula, written in JAX.
 #
-# (A gradient that JAX cannot even trace is for `lrj.lowrank_hessian_on_host`, and one that comes
-# without a loss, like a field of forces, for `lrj.lowrank_hessian_from_gradient`.)
+# (A gradient that JAX cannot even trace, and one that comes without a loss, like a field of forces,
+# is for `lrj.lowrank_hessian_from_gradient`.)
 
 # %%
 BEADS = len(small_x)  # the fit is compiled for this number already
@@ -426,14 +426,14 @@ top_key = jax.random.key(4)
 
 @jax.jit
 def loss_and_top(x, images, labels):
-    eigenvalue, _ = lrj.top_eigenpair(loss)(x, images, labels, key=top_key)
+    eigenvalue, *_ = lrj.top_eigenpair(loss)(x, images, labels, key=top_key)
     return loss(x, images, labels), eigenvalue
 
 
 @jax.jit
 @jax.grad
 def penalised_gradient(x, images, labels):
-    sharpness, _ = lrj.top_eigenpair(loss)(x, images, labels, key=top_key)
+    sharpness, *_ = lrj.top_eigenpair(loss)(x, images, labels, key=top_key)
     return loss(x, images, labels) + PENALTY * sharpness
 
 
@@ -589,9 +589,9 @@ say(f"figure saved: {figure_path.relative_to(HERE.parent)}")
 # * **The curvature is that of one point.** It changes on the way: here a quadratic model is good
 #   for a distance of about 0.1 along the leading eigenvectors.
 # * **The probes are random.** Another key gives another error, most of all with few products.
-# * **Gradient differences have a step.** By default it is sqrt(eps) |x|, which takes |x| for the
-#   scale on which the gradient changes. Where it is not, as for objects far from the origin, give
-#   `step=` (or, where it exists, an exact product to `lrj.lowrank_from_product`).
+# * **Gradient differences have a step.** Its length is measured, which costs a few gradients more,
+#   and no length is good at a kink or with much noise: there an exact product helps, where it
+#   exists (`lrj.lowrank_from_product`).
 # * **One step is no training.** That the sharpness can be pushed down does not say that the network
 #   reads other digits better. And `lrj.top_eigenpair` needs second derivatives, its gradient
 #   third ones.

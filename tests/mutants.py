@@ -223,6 +223,43 @@ MUTANTS = (
         "test_pieces.py::test_packed_rows_unpack_to_what_they_were",
     ),
     Mutant(
+        "the places of packed leaves are known to the compiler",
+        "_core.structure",
+        "lax.dynamic_slice_in_dim(rows, start, size, 1)\n"
+        "        for start, size in zip(starts, sizes",
+        "lax.slice_in_dim(rows, start, start + size, axis=1)\n"
+        "        for start, size in zip(map(int, np.cumsum([0, *sizes[:-1]])), sizes",
+        "test_pieces.py::test_parts_of_one_size_are_unpacked_by_one_kernel",
+    ),
+    Mutant(
+        "the steps of a comparison are not collinear",
+        "_at_a_point.steps",
+        "new = (i == 0) | (i == LADDER) | (i == RUNGS)",
+        "new = i >= 0",
+        "test_steps.py::test_measured_steps_are_near_the_best_and_their_error_is_known",
+    ),
+    Mutant(
+        "a Ritz residual leaves out what contradicts itself",
+        "_at_a_point.ritz",
+        "residuals = jnp.where(empty, jnp.inf, scaling.norms(rest))",
+        "residuals = jnp.where(empty, jnp.inf, 0 * scaling.norms(rest))",
+        "test_ritz.py::test_contradictions_are_in_the_residuals",
+    ),
+    Mutant(
+        "a loss is compiled anew each time",
+        "_core.programs",
+        "if None in weak:",
+        "if True:",
+        "test_programs.py::test_the_same_call_written_anew_compiles_nothing",
+    ),
+    Mutant(
+        "a program keeps its loss alive",
+        "_core.programs",
+        "again = functools.partial(_transformed, transform, weak, options)",
+        "again = functools.partial(lambda f: f, plain)",
+        "test_programs.py::test_a_dropped_loss_is_collected_with_its_data",
+    ),
+    Mutant(
         "the cut of the skeleton is absolute",
         "_models.cur",
         "cut = rtol * s[0]",

@@ -42,9 +42,9 @@ def test_ten_thousand_small_batches_give_the_full_gradient(rng, dtype, atol, ful
     ends = np.cumsum(rng.integers(0, 4, 10_000))
     x, y = rng.normal(1, 1, (ends[-1], 5)).astype(dtype), rng.normal(size=ends[-1]).astype(dtype)
     params = {"w": rng.normal(size=5).astype(dtype), "b": np.ones((), dtype)}
-    half = np.full(1, 0.5, dtype)
-    parts = zip(np.split(x, ends[:-1]), np.split(y, ends[:-1]), strict=True)
-    found = lrj.mean_gradient(residuals, [(*part, half) for part in parts])(params)
+    half = np.full(len(x), 0.5, dtype)
+    parts = zip(*(np.split(part, ends[:-1]) for part in (x, y, half)), strict=True)
+    found = lrj.mean_gradient(residuals, list(parts))(params)
     x, y, w, b = (np.asarray(a, float) for a in (x, y, params["w"], params["b"]))
     error = x @ w + b - y
     true = {"w": x.T @ error / len(x), "b": np.mean(error)}
@@ -57,8 +57,29 @@ def test_ten_thousand_small_batches_give_the_full_gradient(rng, dtype, atol, ful
 def test_the_hessian_of_all_data_comes_from_their_batches(rng):
     x = rng.normal(size=(50, 6))
     gradient = lrj.mean_gradient(squares, Each(lambda: iter([x[:30], x[30:37], x[37:]])))
-    h = lrj.lowrank_hessian_on_host(gradient, 6)(rng.normal(size=6), key=KEY)
+    h = lrj.lowrank_hessian_from_gradient(gradient, 6)(rng.normal(size=6), key=KEY)
     np.testing.assert_allclose(h.to_dense(), x.T @ x / 50, atol=1e-6)
+
+
+def test_products_of_all_data_come_from_their_batches(rng):
+    """Exact and Gauss-Newton ones: of a linear model with squared loss both are the Hessian."""
+    x, w, v = rng.normal(size=(50, 6)), rng.normal(size=6), rng.normal(size=6)
+    y = rng.normal(size=50)
+    parts = Each(lambda: iter([(x[:30], y[:30]), (x[30:37], y[30:37]), (x[37:], y[37:])]))
+
+    def model(w, inputs):
+        return inputs @ w
+
+    def half_squares(outputs, targets):
+        return jnp.mean((outputs - targets) ** 2) / 2
+
+    gauss_newton = lrj.gauss_newton_product(model, half_squares)
+    exact = lrj.hvp(lambda w, batch: half_squares(model(w, batch[0]), batch[1]))
+    for product in (exact, lambda x, v, batch: gauss_newton(x, v, *batch)):
+        at = lrj.mean_product(product, parts)
+        np.testing.assert_allclose(at(w, v), x.T @ (x @ v) / 50, rtol=1e-12)
+    h = lrj.lowrank_from_product(lrj.mean_product(exact, parts), 6, passes=1)(w, key=KEY)
+    np.testing.assert_allclose(h.to_dense(), x.T @ x / 50, atol=1e-12)
 
 
 def test_memory_does_not_grow_with_the_number_of_batches():
@@ -158,10 +179,22 @@ ERRORS = {
         ValueError,
         r"loss must return a scalar, got shape \(3,\)",
     ),
+    "a batch whose leaves disagree": (
+        lambda: lrj.mean_gradient(
+            lambda w, b: jnp.mean(b["x"] @ w), [{"weights": np.ones(2), "x": ROWS}]
+        )(W),
+        ValueError,
+        r"batch 0\['x'\] must have as many examples as batch 0\['weights'\], 2, got shape",
+    ),
+    "a product over batches whose leaves disagree": (
+        lambda: lrj.mean_product(lambda x, v, b: v, [(ROWS, np.ones(2))])(W, W),
+        ValueError,
+        r"batch 0\[1\] must have as many examples as batch 0\[0\]",
+    ),
     "a mean gradient under jit": (
         lambda: jax.jit(lambda: gradient_of(ROWS)(ON_DEVICE))(),
         TypeError,
-        "mean_gradient returns cannot be traced by jit, vmap or grad, .* lowrank_hessian_on_host",
+        "returns cannot be traced by jit, vmap or grad, .* lowrank_hessian_from_gradient",
     ),
     "a mean gradient under vmap": (
         lambda: jax.vmap(gradient_of(ROWS))(ROWS),

@@ -207,7 +207,7 @@ def quartic(x, h):
 
 @jax.jit
 def pair_and_vjp(x, h, bars):
-    pair, pull = jax.vjp(lambda x, h: lrj.top_eigenpair(quartic)(x, h, key=KEY), x, h)
+    pair, pull = jax.vjp(lambda x, h: lrj.top_eigenpair(quartic)(x, h, key=KEY)[:2], x, h)
     return pair, pull(bars)
 
 
@@ -258,7 +258,7 @@ def test_derivatives_of_the_top_eigenpair_in_the_point_and_the_data_in_all_modes
         return compositions(value, args, direction)
 
     def exact(x, h):
-        return lrj.top_eigenpair(quartic)(x, h, key=KEY)
+        return lrj.top_eigenpair(quartic)(x, h, key=KEY)[:2]
 
     found, truth = (jax.jit(lambda f=f: results(f))() for f in (exact, dense))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9), found, truth)
@@ -269,13 +269,41 @@ def test_the_eigenvector_has_the_structure_and_dtypes_of_the_point():
         return scale * point["a"] ** 2 - 3 * jnp.sum(point["b"].astype(float) ** 2)
 
     point = {"a": jnp.ones(()), "b": jnp.ones((1, 2), jnp.float32), "c": jnp.zeros((0,))}
-    value, vector = jax.jit(lambda *args: lrj.top_eigenpair(loss, 1)(*args, key=KEY))(-4.0, point)
+    value, vector, _ = jax.jit(lambda *args: lrj.top_eigenpair(loss, 1)(*args, key=KEY))(
+        -4.0, point
+    )
     np.testing.assert_allclose(value, -8, rtol=1e-6)
     np.testing.assert_allclose(vector["a"], 1, rtol=1e-6)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), vector) == jax.tree.map(
         lambda x: (x.shape, x.dtype), point
     )
-    value, (scale,) = jax.jit(lambda *args: lrj.top_eigenpair(loss, (0,))(*args, key=KEY))(
+    value, (scale,), _ = jax.jit(lambda *args: lrj.top_eigenpair(loss, (0,))(*args, key=KEY))(
         -4.0, point
     )
     assert (value, scale) == (0, 1)
+
+
+def test_on_the_host_the_top_eigenpair_is_that_of_one_program(rng):
+    """And says how many products it took, as counted where they run."""
+    h, x, taken = symmetric(rng, np.append(-3, np.linspace(2.9, -2.9, 39))), rng.normal(size=40), []
+
+    def loss(x, h):
+        jax.debug.callback(lambda: taken.append(1))
+        return quartic(x, h)
+
+    value, vector = pair_and_vjp(x, h, (1.0, x))[0]
+    found, direction, info = lrj.top_eigenpair(loss)(x, h, key=KEY)
+    jax.effects_barrier()
+    np.testing.assert_allclose(found, value, rtol=1e-12)
+    np.testing.assert_allclose(direction, vector, atol=1e-9)
+    assert info.converged
+    assert int(info.products) == len(taken)
+    program = jax.jit(lambda x, h: lrj.top_eigenpair(quartic)(x, h, key=KEY)[2])(x, h)
+    assert abs(int(program.products) - len(taken)) <= 16  # rounding may cost two cycles
+
+
+def test_a_top_eigenpair_that_is_not_found_is_nan_and_says_so():
+    value, vector, info = lrj.top_eigenpair(lambda x: jnp.nan * jnp.sum(x**2))(np.ones(9), key=KEY)
+    assert not info.converged
+    assert np.isnan(value)
+    assert np.isnan(vector).all()

@@ -454,3 +454,29 @@ def test_a_measurement_that_is_not_finite_is_left_out_and_counted(rng):
     for name in ("eigenvalues", "eigenvectors"):
         kept, after = getattr(states[2 * EVERY], name), getattr(states[-1], name)
         np.testing.assert_array_equal(after, kept)
+
+
+def test_a_refresh_after_the_first_one_keeps_its_step_and_takes_no_gradient_to_find_one(rng):
+    points, x = [], jnp.asarray(rng.normal(size=6))
+
+    @jax.custom_vjp
+    def loss(x):
+        return jnp.sum(x**4)
+
+    def backward(x, g):
+        jax.debug.callback(lambda _: points.append(1), x)
+        return (g * 4 * x**3,)
+
+    loss.defvjp(lambda x: (loss(x), x), backward)
+    key = jax.random.key(0)
+    opt = optim.precondition_top_curvature(
+        optax.sgd(0.1), loss, probes=2, passes=1, every=1, key=key
+    )
+    update, state, taken = jax.jit(opt.update), opt.init(x), []
+    for _ in range(3):
+        _, state = update(4 * x**3, state, x)
+        jax.effects_barrier()
+        taken.append(len(points))
+        points.clear()
+    assert taken == [13, 3, 3]
+    assert state.step > 0

@@ -98,6 +98,25 @@ def test_packed_rows_unpack_to_what_they_were(rng):
     assert structure.pack(mixed) is mixed
 
 
+def test_parts_of_one_size_are_unpacked_by_one_kernel(rng):
+    """Their places are told at run time; derivatives, forward and back, are those of a split."""
+    rows = [rng.normal(size=(3, 2, 2)) for _ in range(5)]
+    v = [leaf[0] for leaf in rows]
+    (packed,) = structure.pack(rows)
+
+    def unpack(packed):
+        return structure.unpack([packed], v)
+
+    text = jax.jit(unpack).lower(packed).as_text()
+    places = [line for line in text.splitlines() if "slice" in line]
+    assert len(places) == 5
+    assert all("dynamic_slice" in place for place in places)
+    found, pull = jax.vjp(unpack, packed)
+    chex.assert_trees_all_equal(found, rows)
+    np.testing.assert_array_equal(pull(rows)[0], packed)
+    chex.assert_trees_all_equal(jax.jvp(unpack, (packed,), (2 * packed,))[1], [2 * r for r in rows])
+
+
 def test_long_sums_in_single_precision_keep_its_digits(rng):
     x = rng.normal(size=(16, 2**20)).astype(np.float32)
     truth = x.astype(np.float64) @ x[0]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lowrank_jax._at_a_point.products import hvp
 from lowrank_jax._core import checks, scaling, structure, tall
-from lowrank_jax._core.types import Argnums, Loss, Rows, Vector
+from lowrank_jax._core.types import Argnums, Loss, Product, Rows, Vector
 from lowrank_jax._operators.symmetric import Operator, check_operator
 
 
@@ -26,14 +26,15 @@ class HvpComparison(NamedTuple):
 
 
 def compare_hvp(
-    loss: Loss,
+    loss: Loss | None,
     hessian: Operator,
     x: Vector,
     vectors: Rows,
     *args: Any,
     argnums: Argnums = 0,
+    product: Product | None = None,
 ) -> HvpComparison:
-    """Compares an operator with exact Hessian-vector products of the loss at x.
+    """Compares an operator with exact Hessian-vector products of the loss at x, or other ones.
 
     A plain function of a loss: jit it for repeated use.
 
@@ -44,6 +45,9 @@ def compare_hvp(
       vectors: m vectors v, a pytree whose leaves have a leading axis m.
       *args: the loss's other arguments, in their order.
       argnums: as in `hvp`.
+      product: `product(x, v, *args)` to compare with instead, for a loss without second
+        derivatives: a central difference, `gradient_difference(loss, central=True)`. The
+        loss is not used then, and may be None.
 
     Returns:
       `HvpComparison` of arrays of shape (m,). Where `H v` is zero, the error is 0 if `H_r v` is
@@ -68,10 +72,19 @@ def compare_hvp(
     checks.like(vectors, "vectors", x, "x", lead=1)
     factors = check_operator(hessian, "hessian")
     checks.like(x, "x", factors, "a factor of hessian", pattern_lead=1)
-    product_at_x, vectors = hvp(loss, argnums), structure.reshard(vectors)
+    if product is not None:
+        checks.function(product, "product")
+    elif loss is None:
+        raise TypeError("loss must be a function where no product is given, got None")
+    else:
+        product = hvp(loss, argnums)
+    product_at_x: Product = product
+    vectors = structure.reshard(vectors)
 
     def compare(v):
-        exact, approximate = structure.widen((product_at_x(x, v, *args), hessian @ v))
+        exact = checks.vector(product_at_x(x, v, *args), "product(x, v)")
+        checks.like(exact, "product(x, v)", x, "x")
+        exact, approximate = structure.widen((exact, hessian @ v))
         v = structure.widen(v)
         size = scaling.norm(exact)
         error = jax.tree.map(jnp.subtract, approximate, exact)

@@ -1,12 +1,19 @@
 """Differences of gradients, `(g(x + h v) - g(x)) / h`, and the length of their steps."""
 
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lowrank_jax._at_a_point import krylov, steps
 from lowrank_jax._at_a_point.products import point_and_vector
-from lowrank_jax._core import checks, losses, scaling, structure, tall
-from lowrank_jax._core.types import Argnums, Gradient, Loss, Product, Scalar, Vector
+from lowrank_jax._clouds.pairs import SecantPairs
+from lowrank_jax._core import checks, losses, programs, scaling, structure, tall, xla
+from lowrank_jax._core.types import Argnums, Gradient, Loss, Product, Rows, Scalar, Vector
 
 
 def gradient_difference(
@@ -22,17 +29,16 @@ def gradient_difference(
     product does not exist or costs too much. With `central`, the difference is
     `(g(x + h v) - g(x - h v)) / 2h`.
 
-    The default step is `sqrt(eps) |x|`, or `eps^(1/3) |x|` for a central difference, with
-    1 for |x| at the origin. It is a heuristic that takes |x| for the scale on which the
-    gradient changes. The difference is divided by the step that was really taken,
-    `(x + h v) - x`.
+    By default the length of the step is measured along v, where noise and truncation are balanced,
+    whatever the scales of x, f and H: see the module `steps`. That takes nine gradients more, twice
+    as many with `central`; where nothing is traced often fewer. The difference is divided by the
+    step that was really taken, `(x + h v) - x`.
 
     Args:
       loss: a scalar function, differentiated once, in argument `argnums`.
       argnums: that argument, or a tuple; x and v are then tuples.
-      step: the length |h v| of the step instead of the default, for points whose
-        norm says nothing of their scale (a cluster far from the origin). A traced one
-        that is not above 0 gives NaN, and so does one that x is too coarse for.
+      step: the length |h v| of the step instead of a measured one. A traced one that is not
+        above 0 gives NaN, and so does one that x is too coarse for.
       central: take the difference on both sides: error O(h^2) instead of O(h).
 
     Returns:
@@ -51,43 +57,274 @@ def gradient_difference(
     if step is not None:
         checks.positive(step, "step")
     checks.flag(central, "central")
+    at = losses.value_and_gradient(loss, argnums, False)
 
     def product(x, v, *args):
         x, v = point_and_vector(x, v, "v")
-        gradient = losses.gradient(loss, argnums, args)
-        h = step_length(x, step, central)
-        if not central:
-            return difference(gradient, x, gradient(x), v, h)
-        unit, size = _direction(v)
-        ahead, behind = tall.axpy(x, h, unit), tall.axpy(x, -h, unit)
-        return _quotient(ahead, gradient(ahead), behind, gradient(behind), unit, size)
+
+        def gradient(y):
+            return at(y, *args)[2]
+
+        if step is not None:
+            h = _given(x, step)
+        elif central:
+            h = _measured(_central_slope(gradient, x), x, _direction(v)[0], power=2)
+        else:
+            h = _measured(_slope(gradient, x, gradient(x)), x, _direction(v)[0], power=1)
+        ahead = _moved(x, v, h)
+        behind = _moved(x, v, -h) if central else x
+        return _quotient(ahead, gradient(ahead), behind, gradient(behind), v)
 
     return product
 
 
-def step_length(x: Vector, step: Scalar | None = None, central: bool = False) -> jax.Array:
-    """The length of a gradient difference's step at x: the one given, or a constant.
+class Options(NamedTuple):
+    """Which steps are taken and how they are measured, see `probe_pairs`; made by `checked`.
 
-    The relative error of a one-sided difference is h |H'| / |H| of truncation and
-    noise / (h |H|) of the gradients' rounding. |x| is the one scale that is known: let H
-    change by as much as itself over |x|, and the gradient be rounded as that of a point
-    within eps |x| of x is, by eps |H| |x|. Then h / |x| + eps |x| / h is least at
-    sqrt(eps) |x|; for a central difference (h / |x|)^2 + eps |x| / h at eps^(1/3) |x|.
-    A gradient that is larger than |H| |x|, by a factor c, has c times that noise: the best
-    step is sqrt(c) times as long, and the error of this one sqrt(c) / 2 times the least.
+    Where `found` is above 0, which may be traced, it is the length of all steps, as `step` is, and
+    the error of the pairs is not estimated; otherwise the length is measured.
     """
-    if step is not None:
-        h = jnp.asarray(step, structure.compute_dtype(x))
-        return jnp.where((h > 0) & (h < jnp.inf), h, jnp.nan)
-    size = lax.stop_gradient(scaling.norm(x))
-    return structure.resolution(x) ** (1 / 3 if central else 1 / 2) * jnp.where(size == 0, 1, size)
+
+    probes: int
+    passes: int
+    batch_size: int | None
+    start: Rows | None
+    step: Scalar | None
+    progress: bool
+    found: jax.Array | float = 0.0
 
 
-def difference(gradient: Gradient, x: Vector, grad: Vector, v: Vector, h: jax.Array) -> Vector:
-    """`(g(x + h u) - g(x)) |v| / h` for `u = v / |v|` and g(x) given: one gradient; 0 at v = 0."""
-    unit, size = _direction(v)
-    ahead = tall.axpy(x, h, unit)
-    return _quotient(ahead, gradient(ahead), x, grad, unit, size)
+def most_gradients(options: Options) -> int:
+    """How many gradients the pairs take at most, the one at the point among them."""
+    search = (
+        0 if options.step is not None else steps.LADDER + (len(steps.ZOOM) + 1) * options.passes
+    )
+    return 1 + options.probes * options.passes + search
+
+
+def checked(options: Options) -> Options:
+    """The options themselves.
+
+    Raises:
+      TypeError, ValueError: for wrong ones.
+    """
+    krylov.check(options.probes, options.passes, options.batch_size, options.progress)
+    if options.step is not None:
+        checks.positive(options.step, "step")
+    return options
+
+
+def difference_pairs(
+    gradient: Gradient,
+    x: Vector,
+    grad: Vector,
+    key: jax.Array,
+    options: Options,
+    gradients: Callable[[Rows], Rows] | None = None,
+    count: Callable = lambda n: None,
+    value: Scalar = 0.0,
+) -> SecantPairs:
+    """The pairs of a gradient field along the steps of passes, from one gradient for each.
+
+    Args:
+      gradient: the field, at one point.
+      x: the point.
+      grad: the gradient there; whether it is traced decides between a loop on the host
+        and one program.
+      key: one random key.
+      options: which steps, and how they are measured.
+      gradients: the field at several points at once, for a loop on the host that is to do so.
+      count: what is told how many gradients were taken, on the host.
+      value: that of the loss at x; one that is not finite makes the pairs NaN.
+    """
+    probes, batch_size = options.probes, options.batch_size
+    given = None if options.step is None else _given(x, options.step)
+    eps = structure.resolution((x, grad))
+    grad = structure.cast_like(grad, x)
+
+    def with_length(measure):
+        """Finds the length of a pass's steps along its first one, and how well it does."""
+
+        def of_pass(pairs, offset, memory):
+            if given is not None:
+                return measure(pairs, offset, given), memory
+            slope, v = _slope(gradient, x, grad, count), krylov.row(pairs.steps, offset, x)
+            before, first, known = memory.length, offset == 0, options.found > 0
+            h, twice = steps.measured(slope, x, v, eps=eps, before=before, first=first, known=known)
+            pairs = measure(pairs, offset, h)
+            return pairs, _noted(memory, pairs, offset, probes, h, twice)
+
+        return of_pass
+
+    def one_by_one(pairs, offset, h):
+        for i in range(offset, offset + probes):
+            ahead = _ahead(x, pairs.steps, i, None, h)
+            pairs = _put(pairs, i, x, grad, ahead, gradient(ahead), h, value)
+            count(1)
+        return pairs
+
+    def several(pairs, offset, h):
+        size = min(batch_size, probes)
+        for i in range(0, probes, size):
+            i = offset + min(i, probes - size)  # the last ones may be taken again
+            ahead = _ahead(x, pairs.steps, i, size, h)
+            pairs = _put(pairs, i, x, grad, ahead, gradients(ahead), h, value)
+            count(size)
+        return pairs
+
+    def in_one_program(pairs, offset, h):
+        ahead = _ahead(x, pairs.steps, offset, probes, h)
+        grads = xla.map_rows(gradient, ahead, batch_size)
+        return _put(pairs, offset, x, grad, ahead, grads, h, value)
+
+    memory: Any = (
+        None
+        if options.step is not None
+        else _nothing_known(x, probes * options.passes, options.found)
+    )
+    done: Any
+    state = krylov.begin(x, probes, options.passes, options.start, key), memory
+    if programs.traced(x, grad, key, options.start, options.step, options.found):
+        done = krylov.scan(with_length(in_one_program), state, probes)
+    elif gradients is None or batch_size in (None, 1):
+        done = krylov.loop(with_length(one_by_one), state, probes)
+    else:
+        done = krylov.loop(with_length(several), state, probes)
+    pairs, memory = done
+    return krylov.unpacked(_finished(pairs, given, memory, probes), x)
+
+
+@jax.jit
+def _given(x, step):
+    h = jnp.asarray(step, structure.compute_dtype(x))
+    return jnp.where((h > 0) & (h < jnp.inf), h, jnp.nan)
+
+
+def _measured(slope, x, v, power):
+    return steps.measured(slope, x, v, power=power, check=False)[0]
+
+
+def _slope(gradient, x, grad, count=lambda n: None):
+    """The difference of gradients for a step from x."""
+
+    def slope(s):
+        count(1)
+        return _less(gradient(_plus(x, s)), grad, x)
+
+    return slope
+
+
+def _central_slope(gradient, x):
+    def slope(s):
+        return _half(_less(gradient(_plus(x, s)), gradient(_behind(x, s)), x))
+
+    return slope
+
+
+@jax.jit
+def _plus(x, s):
+    return jax.tree.map(jnp.add, x, s)
+
+
+@jax.jit
+def _behind(x, s):
+    return jax.tree.map(jnp.subtract, x, s)
+
+
+@jax.jit
+def _half(v):
+    return jax.tree.map(lambda leaf: leaf / 2, v)
+
+
+@jax.jit
+def _less(grad, other, x):
+    return structure.cast_like(tall.minus(grad, other), x)
+
+
+class _Lengths(NamedTuple):
+    """The last length of a step that was measured, that of each pair, and the error of each."""
+
+    length: jax.Array
+    lengths: jax.Array
+    errors: jax.Array
+
+
+@partial(jax.jit, static_argnums=1)
+def _nothing_known(x, count, found):
+    dtype = structure.compute_dtype(x)
+    length = jnp.where(found > 0, found, 1).astype(dtype)
+    return _Lengths(length, jnp.ones(count, dtype), jnp.zeros(count, dtype))
+
+
+@partial(jax.jit, static_argnums=3)
+def _noted(memory, pairs, offset, probes, h, twice):
+    """With the error of a pass: how far its first pair is off the quotient of twice its step."""
+    first = krylov.rows(pairs.grad_diffs, offset, 1)
+    twice = structure.pack(jax.tree.map(lambda leaf: leaf[None], twice))
+    error = scaling.norms(tall.minus(twice, first))[0]
+    h = h.astype(error.dtype)
+
+    def put(values, value):
+        return lax.dynamic_update_slice_in_dim(values, jnp.full(probes, value), offset, 0)
+
+    return _Lengths(h, put(memory.lengths, h), put(memory.errors, error))
+
+
+@partial(jax.jit, static_argnums=3)
+def _finished(pairs, given, memory, probes):
+    """The pairs as long as they were taken; the errors beside the largest slope that has one."""
+    rows, rounding = pairs[:2], None
+    lengths = jnp.full(structure.length(pairs.steps), given) if memory is None else memory.lengths
+    if memory is not None:
+        first = (jax.tree.map(lambda x: x[::probes], each) for each in rows)
+        sizes, slopes = map(scaling.norms, first)
+        largest = jnp.max(slopes * scaling.reciprocal(sizes))
+        rounding = lax.stop_gradient(scaling.ratio(memory.errors, largest))
+    return SecantPairs(*(tall.scale(lengths, each) for each in rows), rounding)
+
+
+@partial(jax.jit, static_argnums=3)
+def _ahead(x, steps, i, count, h):
+    """`x + h s` for that many steps from the i-th on; one point alone for None."""
+    rows = krylov.read(steps, i, 1 if count is None else count, x)
+    points = jax.vmap(lambda v: tall.axpy(x, h, v))(rows)
+    return jax.tree.map(lambda p: p[0], points) if count is None else points
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(pairs, i, x, grad, ahead, grads, h, value):
+    """The pairs with `(ahead - x) / h` and `(grads - grad) / h` from the i-th on.
+
+    The step is the one really taken, near the unit vector that was asked for: of a quadratic
+    the pair is exact however x is rounded. A step that x is too coarse for gives NaN.
+    """
+
+    def row(leaf, like):
+        return leaf[None] if leaf.ndim == like.ndim else leaf
+
+    def quotient(new, old):
+        new = jax.tree.map(row, new, old)
+        wide = tall.minus(new, jax.tree.map(lambda leaf: leaf[None], old))
+        return structure.cast_like(jax.tree.map(lambda d: d / h.astype(d.dtype), wide), x)
+
+    taken, grad_diffs = structure.pack(quotient(ahead, x)), structure.pack(quotient(grads, grad))
+    asked = krylov.rows(pairs.steps, i, structure.length(taken))
+    still = jax.tree.map(lambda t, a: jnp.where(t == 0, a, jnp.zeros_like(a)), taken, asked)
+    resolved = _squares(still) < 1 - structure.resolution(x) ** 0.5
+    bad = scaling.nan_unless(resolved & jnp.isfinite(value), structure.compute_dtype(x))
+    taken = krylov.write(pairs.steps, i, taken)
+    return SecantPairs(taken, krylov.write(pairs.grad_diffs, i, tall.scale(bad, grad_diffs)))
+
+
+def _squares(rows):
+    wide = structure.widen(rows)
+    sums = jax.tree.map(lambda x: jnp.sum(x * x, axis=tuple(range(1, x.ndim))), wide)
+    return functools.reduce(jnp.add, jax.tree.leaves(sums))
+
+
+@jax.jit
+def _moved(x, v, h):
+    return tall.axpy(x, h, _direction(v)[0])
 
 
 def _direction(v):
@@ -95,19 +332,21 @@ def _direction(v):
     return tall.times(1 / jnp.where(size == 0, 1, size), v), size
 
 
-def _quotient(ahead, grad_ahead, behind, grad_behind, unit, size):
-    """The difference of two gradients, over the step between the points, times |v|."""
+@jax.jit
+def _quotient(ahead, grad_ahead, behind, grad_behind, v):
+    """The difference of two gradients, over the step between the points, times |v|; 0 at v = 0."""
+    unit, size = _direction(v)
     taken = tall.dot(jax.tree.map(jnp.subtract, ahead, behind), unit)
     slope = jnp.where(size == 0, 0, size / jnp.where(size == 0, 1, taken))
     return tall.times(slope, tall.axpy(grad_ahead, -jnp.ones_like(slope), grad_behind))
 
 
 def checked_gradient(grad_fn, x):
-    """The gradient field, with errors for what does not fit x, in the dtypes of x."""
+    """The gradient field, with errors for what does not fit x."""
 
     def gradient(y):
         grad = checks.vector(grad_fn(y), "grad_fn(x)")
         checks.like(grad, "grad_fn(x)", x, "x")
-        return structure.cast_like(grad, x)
+        return grad
 
     return gradient

@@ -1,14 +1,15 @@
-"""The value, gradient and Hessian of a loss at one point."""
+"""The value and gradient of a loss at one point, and pairs of steps and gradients around it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from lowrank_jax._core import checks, losses, scaling
+from lowrank_jax._at_a_point import krylov
+from lowrank_jax._at_a_point.differences import Options, difference_pairs, most_gradients
+from lowrank_jax._clouds.pairs import SecantPairs
+from lowrank_jax._core import checks, losses
 from lowrank_jax._core.types import Argnums, Loss, Vector
-from lowrank_jax._operators.symmetric import SymmetricLowRank
 
 
 class Expansion(NamedTuple):
@@ -17,25 +18,32 @@ class Expansion(NamedTuple):
     point: Vector
     value: jax.Array
     grad: Vector
-    hessian: SymmetricLowRank
+    pairs: SecantPairs
     aux: Any
 
 
-def expansion_at(loss: Loss, argnums: Argnums, has_aux: bool, curvature: Callable) -> Callable:
-    """A function of (args, key) to the `Expansion`, H by `curvature(gradient, x, grad, key)`."""
+def expansion_at(loss: Loss, argnums: Argnums, has_aux: bool, options: Options) -> Callable:
+    """A function of (args, key) to the `Expansion`; its gradient is compiled once a loss."""
+    at = losses.value_and_gradient(loss, argnums, has_aux)
+    at_rows = losses.values_and_gradients(loss, argnums, has_aux)
 
     def expansion(args, key):
         x, rest = losses.split(argnums, args)
         x = checks.point(x, "x")
-        at = jax.value_and_grad(losses.at(loss, argnums, rest, has_aux=has_aux), has_aux=has_aux)
-        out, grad = at(x)
-        value, aux = out if has_aux else (out, None)
-        finite = jnp.isfinite(value)
-        base = jax.tree.map(lambda g: g * scaling.nan_unless(finite, g.dtype), grad)
-
-        def gradient(y):
-            return at(y)[1]
-
-        return Expansion(x, value, grad, curvature(gradient, x, base, key), aux)
+        checks.key(key)
+        with krylov.counter(most_gradients(options), options.progress, "gradients") as count:
+            value, aux, grad = at(x, *rest)
+            count(1)
+            pairs = difference_pairs(
+                lambda y: at(y, *rest)[2],
+                x,
+                grad,
+                key,
+                options,
+                gradients=lambda points: at_rows(points, *rest)[2],
+                count=count,
+                value=value,
+            )
+        return Expansion(x, value, grad, pairs, aux)
 
     return expansion

@@ -2,13 +2,19 @@
 
 from collections.abc import Callable
 
-from lowrank_jax._at_a_point.differences import checked_gradient, difference, step_length
+from lowrank_jax._at_a_point import krylov
+from lowrank_jax._at_a_point.differences import (
+    Options,
+    checked,
+    checked_gradient,
+    difference_pairs,
+    most_gradients,
+)
 from lowrank_jax._at_a_point.expansion import expansion_at
 from lowrank_jax._at_a_point.probes import probe_pairs
 from lowrank_jax._clouds.fit import fit
 from lowrank_jax._core import checks
 from lowrank_jax._core.types import Argnums, Gradient, Loss, Product, Rows, Scalar, Solver
-from lowrank_jax._operators.symmetric import SymmetricLowRank
 
 
 def lowrank_hessian(
@@ -22,17 +28,25 @@ def lowrank_hessian(
     batch_size: int | None = None,
     start: Rows | None = None,
     step: Scalar | None = None,
+    return_pairs: bool = False,
+    progress: bool = False,
 ) -> Callable:
     """Finds the leading curvature of a loss at a point, from gradients alone.
 
     `lowrank_hessian(loss, probes)(x, key=key)` takes the gradient at x once and
     `probes * passes` more, one step away from x each, along the steps of `probe_pairs`, and
-    fits all pairs at once. No second derivative is taken. For the r leading eigenpairs take a
+    fits all pairs at once; and at most 10 in the first pass and 4 in each further one that find
+    the length of these steps. No second derivative is taken. For the r leading eigenpairs take a
     few more probes than r / passes, and `truncate(r)`: more passes find them more exactly, more
     probes a pass run in parallel.
 
-    The steps have the length `step`, by default sqrt(eps) |x|: a heuristic that fails where
-    |x| says nothing about the scale on which the gradient changes.
+    The steps of a pass have the length `step`; by default it is measured along the first of them,
+    where the noise of the gradients and truncation are balanced, see the module `steps`. The last
+    comparison is an estimate of the error, `pairs.rounding`: the relative error of the pairs
+    of each pass. Where it is above 0.1, no step is good, as at a kink, with noise or in half
+    precision: `extrapolate=0` loses least then; exact products (`lowrank_from_product`) help.
+    A caller who asks again gives the `step` that was found, the norm of one of `pairs.steps`; this
+    costs `probes * passes + 1` gradients, and nothing is estimated.
 
     Args:
       loss: a scalar function; it is differentiated once, in argument `argnums`.
@@ -41,17 +55,24 @@ def lowrank_hessian(
       has_aux: the loss returns `(value, aux)`.
       passes: how many passes; see `probe_pairs`.
       solver: a function of pairs to the operator, such as `partial(fit, extrapolate=1)`; see `fit`.
-      batch_size: how many gradients are computed at once, as in `jax.lax.map`; None
-        computes all of a pass by `jax.vmap`. For a network's parameters on a CPU, 1 is
-        often faster.
+      batch_size: how many gradients are computed at once. None is one at a time on the host, and
+        in one program all of a pass by `jax.vmap`; there, for a network's parameters on
+        a CPU, 1 is often faster.
       start: directions of the first pass instead of random ones; see `probe_pairs`.
-      step: the length of the steps instead of the default.
+      step: the length of the steps instead of a measured one.
+      return_pairs: returns the pairs beside the operator.
+      progress: shows a progress bar over the gradients (needs tqdm) where nothing is traced.
 
     Returns:
       A function of the loss's arguments, in their order, and the keyword `key`, one random key. It
-      returns a `SymmetricLowRank`, or `(SymmetricLowRank, aux)` with the aux at x. The operator
-      is NaN where the loss at x or a gradient is not finite. Jit it, as `jax.jit(hessian_at)`:
-      outside `jit` the loop over the passes is compiled at every call.
+      returns the operator H, a `SymmetricLowRank`, or `(H, pairs)`, `(H, aux)` or
+      `(H, pairs, aux)` with the aux at x. The operator is NaN where the loss at x or a
+      gradient is not finite.
+
+      Where nothing is traced it is a loop on the host over compiled pieces, of which the
+      gradient is compiled once for as long as the loss object lives, with what
+      it closes over for a constant, as by `jax.jit`. Where something is, as under `jit`, `vmap`
+      and `grad`, it is one program.
 
     Raises:
       TypeError: for points that are not real floating-point arrays, or such a value of the loss.
@@ -65,12 +86,16 @@ def lowrank_hessian(
       >>> [round(float(s)) for s in h.truncate(2).eigenvalues()]
       [99, -41]
     """
-    curvature = from_differences(probes, passes, solver, batch_size, start, step)
-    expansion = expansion_at(loss, argnums, has_aux, curvature)
+    checks.function(solver, "solver")
+    checks.flag(return_pairs, "return_pairs")
+    options = checked(Options(probes, passes, batch_size, start, step, progress))
+    expansion = expansion_at(loss, argnums, has_aux, options)
 
     def hessian_at(*args, key):
         at = expansion(args, key)
-        return (at.hessian, at.aux) if has_aux else at.hessian
+        h = solver(at.pairs)
+        out = (h, *([at.pairs] if return_pairs else []), *([at.aux] if has_aux else []))
+        return out if len(out) > 1 else h
 
     return hessian_at
 
@@ -84,26 +109,36 @@ def lowrank_hessian_from_gradient(
     batch_size: int | None = 1,
     start: Rows | None = None,
     step: Scalar | None = None,
-) -> Callable[..., SymmetricLowRank]:
+    return_pairs: bool = False,
+    progress: bool = False,
+) -> Callable:
     """Makes the `lowrank_hessian` of a gradient field that comes without its loss.
 
     Forces of a simulator (with the sign changed), scores of a diffusion model, a kernel without
-    forward derivatives, a `jax.pure_callback`: whatever JAX can trace. The field is taken
-    for a gradient: of a Jacobian that is not symmetric the symmetric part is found.
+    forward derivatives, NumPy code, gradients that read files or sum over data larger than
+    memory. The field is taken for a gradient: of a Jacobian that is not symmetric the
+    symmetric part is found.
+
+    Where nothing is traced, `grad_fn` is called as it is, for one point at a time: jit it if it is
+    JAX code. Points are NumPy arrays, its own copies, where x is given as such. Under
+    `jit`, `vmap` or `grad` it is traced.
 
     Args:
       grad_fn: `grad_fn(x, *args)`, of the structure and shapes of x; never differentiated.
       probes: how many gradients a pass takes.
       passes: how many passes; see `probe_pairs`.
       solver: a function of pairs to the operator, such as `partial(fit, extrapolate=1)`; see `fit`.
-      batch_size: how many gradients are computed at once; one at a time unless told, as not
-        every callback or kernel can be batched. None computes all of a pass by `jax.vmap`.
+      batch_size: how many gradients are computed at once where something is traced; one at a
+        time unless told, as not every callback or kernel can be batched. None computes all
+        of a pass by `jax.vmap`.
       start: directions of the first pass instead of random ones; see `probe_pairs`.
-      step: the length of the steps instead of the default, sqrt(eps) |x|.
+      step: the length of the steps instead of the default, as in `lowrank_hessian`.
+      return_pairs: returns the pairs beside the operator.
+      progress: shows a progress bar over the gradients (needs tqdm) where nothing is traced.
 
     Returns:
       A function of x, `*args` and the keyword `key`, one random key, that returns a
-      `SymmetricLowRank`; NaN where a gradient is not finite.
+      `SymmetricLowRank`, or it and the pairs; NaN where a gradient is not finite.
 
     Raises:
       TypeError: for points or gradients that are not real floating-point arrays.
@@ -117,14 +152,26 @@ def lowrank_hessian_from_gradient(
       >>> h = hessian_at(jnp.ones(4), stiffness, key=jax.random.key(0))
       >>> bool(jnp.allclose(h.diagonal(), stiffness, atol=1e-2))
       True
+      >>> import numpy as np
+      >>> gradient = lambda x: np.array([5.0, 0.0, 0.0, -2.0]) * x  # in plain NumPy
+      >>> h = lowrank_hessian_from_gradient(gradient, 3)(np.ones(4), key=jax.random.key(0))
+      >>> [round(float(s), 2) for s in h.truncate(2).eigenvalues()]
+      [5.0, -2.0]
     """
     checks.function(grad_fn, "grad_fn")
-    curvature = from_differences(probes, passes, solver, batch_size, start, step)
+    checks.function(solver, "solver")
+    checks.flag(return_pairs, "return_pairs")
+    options = checked(Options(probes, passes, batch_size, start, step, progress))
 
     def hessian_at(x, *args, key):
-        x = checks.point(x, "x")
-        gradient = checked_gradient(lambda y: grad_fn(y, *args), x)
-        return curvature(gradient, x, gradient(x), key)
+        given, x = x, checks.point(x, "x")
+        checks.key(key)
+        gradient = checked_gradient(lambda y: grad_fn(krylov.as_given(y, given), *args), x)
+        with krylov.counter(most_gradients(options), progress, "gradients") as count:
+            grad = gradient(x)
+            count(1)
+            pairs = difference_pairs(gradient, x, grad, key, options, count=count)
+        return (solver(pairs), pairs) if return_pairs else solver(pairs)
 
     return hessian_at
 
@@ -137,25 +184,31 @@ def lowrank_from_product(
     solver: Solver = fit,
     batch_size: int | None = None,
     start: Rows | None = None,
-) -> Callable[..., SymmetricLowRank]:
+    return_pairs: bool = False,
+    progress: bool = False,
+) -> Callable:
     """Finds the leading part of any symmetric operator that is known by its products with vectors.
 
     `fit(probe_pairs(product, probes)(x, key=key))`: exact Hessian-vector products by
     `hvp(loss)`, Gauss-Newton ones by `gauss_newton_product(model, loss)`, central differences
-    by `gradient_difference(loss, central=True)`, or a function of one's own.
+    by `gradient_difference(loss, central=True)`, or a function of one's own. Where nothing is
+    traced, the product is called as it is, for one vector at a time; those of the library are
+    compiled once a loss.
 
     Args:
       product: `product(x, v, *args)`, symmetric and linear in v, of the structure of x.
       probes: how many products a pass takes.
       passes: how many passes; see `probe_pairs`.
       solver: a function of pairs to the operator, such as `partial(fit, extrapolate=1)`; see `fit`.
-      batch_size: how many products are computed at once, as in `jax.lax.map`; None computes
+      batch_size: how many products are computed at once where something is traced; None computes
         all of a pass by `jax.vmap`.
       start: directions of the first pass instead of random ones; see `probe_pairs`.
+      return_pairs: returns the pairs beside the operator.
+      progress: shows a progress bar over the products (needs tqdm) where nothing is traced.
 
     Returns:
       A function of x, `*args` and the keyword `key`, one random key, that returns a
-      `SymmetricLowRank`.
+      `SymmetricLowRank`, or it and the pairs.
 
     Raises:
       TypeError, ValueError: as `probe_pairs` and `fit` do.
@@ -168,39 +221,13 @@ def lowrank_from_product(
       [7.0, -3.0]
     """
     checks.function(solver, "solver")
-    pairs_at = probe_pairs(product, probes, passes=passes, batch_size=batch_size, start=start)
+    checks.flag(return_pairs, "return_pairs")
+    pairs_at = probe_pairs(
+        product, probes, passes=passes, batch_size=batch_size, start=start, progress=progress
+    )
 
     def hessian_at(x, *args, key):
-        return solver(pairs_at(x, *args, key=key))
+        pairs = pairs_at(x, *args, key=key)
+        return (solver(pairs), pairs) if return_pairs else solver(pairs)
 
     return hessian_at
-
-
-def from_differences(
-    probes: int,
-    passes: int,
-    solver: Solver,
-    batch_size: int | None,
-    start: Rows | None,
-    step: Scalar | None,
-) -> Callable[..., SymmetricLowRank]:
-    """A function of (gradient, x, its value there, key) to the operator, by `lowrank_from_product`.
-
-    Raises:
-      TypeError, ValueError: for wrong options.
-    """
-    if step is not None:
-        checks.positive(step, "step")
-
-    def product(x, v, gradient, grad):
-        return difference(gradient, x, grad, v, step_length(x, step))
-
-    hessian_at = lowrank_from_product(
-        product,
-        probes,
-        passes=passes,
-        solver=solver,
-        batch_size=batch_size,
-        start=start,
-    )
-    return lambda gradient, x, grad, key: hessian_at(x, gradient, grad, key=key)

@@ -1,13 +1,14 @@
 """The eigenpair of largest magnitude of a symmetric operator, by thick-restart Lanczos."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax._core import scaling, structure, tall
+from lowrank_jax._core import programs, scaling, structure, tall
 from lowrank_jax._core.spectral import eigh, symmetrize
 from lowrank_jax._core.types import Rows, Vector
 
@@ -18,67 +19,125 @@ CYCLES = 100  # at most, of BASIS / 2 products each
 class _Search(NamedTuple):
     """Orthonormal rows, their images, and the unit vector that comes next; `filled` rows are set.
 
-    `error` is that of the last Rayleigh-Ritz step, `best` the least that counted as a fall, `stale`
-    the cycles since. After a cycle the first row is the Ritz vector and `value` its value.
+    `products` were taken so far. `error` is that of the last Rayleigh-Ritz step, `best` the
+    least that counted as a fall, `stale` the cycles since. After a cycle the first row is the
+    Ritz vector and `value` its value.
     """
 
     basis: Rows
     images: Rows
     ahead: Vector
     filled: jax.Array
+    products: jax.Array
     value: jax.Array
     error: jax.Array
     best: jax.Array
     stale: jax.Array
     cycle: jax.Array
+    ended: jax.Array
 
 
-def dominant_eigenpair(
-    product: Callable[[Vector], Vector], start: Vector, eps: float
-) -> tuple[jax.Array, Vector]:
-    """The eigenpair of largest magnitude of a symmetric operator, constants; NaN if not found."""
+class Dominant(NamedTuple):
+    """The eigenpair of largest magnitude, NaN if it was not found, and how it was looked for."""
+
+    value: jax.Array
+    vector: Vector
+    products: jax.Array
+    converged: jax.Array
+
+
+def dominant_eigenpair(product: Callable[[Vector], Vector], start: Vector, eps: float) -> Dominant:
+    """The eigenpair of largest magnitude of a symmetric operator, constants, in one program."""
     pure, closed = jax.closure_convert(product, start)
     start, closed = lax.stop_gradient((start, closed))
     # The linear part alone: what does not depend on the vector is computed once.
     product = jax.linearize(lambda v: pure(v, *closed), start)[1]
-    size = structure.size(start)
-    count = min(BASIS, size)
-    cycles = 1 if count == size else CYCLES  # the whole space: nothing to restart for
-    root, noise_size = 10 * size**0.5, 64 * eps / size**0.5
-
-    def extend(search):
-        image = product(search.ahead)
-        basis = _set_row(search.basis, search.filled, search.ahead)
-        images = _set_row(search.images, search.filled, image)
-        number = (search.cycle * BASIS + search.filled + 1).astype(search.value.dtype)
-        noise = jax.tree.map(lambda x: noise_size * jnp.cos(number * root * x), start)
-        ahead = _next_row(image, basis, noise)
-        return search._replace(basis=basis, images=images, ahead=ahead, filled=search.filled + 1)
 
     def cycle(search):
-        return _restarted(lax.while_loop(lambda s: s.filled < count, extend, search))
+        def extend(search):
+            return _extended(search, product(search.ahead), start, eps)
 
-    def unfinished(search):
-        floor = (search.error < eps**0.5) & (search.stale >= 2)
-        return (search.error > 16 * eps) & ~floor & (search.cycle < cycles)
+        full = lax.while_loop(lambda s: s.filled < _basis_size(s), extend, search)
+        return _restarted(full, eps)
 
-    rows = structure.zeros(start, count)
-    zero, large = jnp.zeros_like(scaling.norm(start)), jnp.full_like(scaling.norm(start), jnp.inf)
-    none = jnp.zeros((), jnp.int32)
-    first = _Search(rows, rows, start, none, zero, large, large, none, none)
-    last = lax.while_loop(unfinished, cycle, first)
-    vector = jax.tree.map(lambda leaf: leaf[0], last.basis)
-    valid = scaling.nan_unless(last.error < eps**0.5, last.value.dtype)
+    return _outcome(lax.while_loop(lambda s: ~s.ended, cycle, _begun(start)), eps)
+
+
+def dominant_eigenpair_on_host(
+    product: Callable[[Vector], Vector], start: Vector, eps: float
+) -> Dominant | None:
+    """The same in a loop on the host over a product that is a program of its own.
+
+    None, as soon as a product is traced.
+    """
+    search = _begun(start)
+    filled = 0
+    while not search.ended:
+        for _ in range(filled, _basis_size(search)):
+            image = product(search.ahead)
+            if programs.traced(image):
+                return None
+            search = _extended(search, image, start, eps)
+        search = _restarted(search, eps)
+        filled = _half(_basis_size(search))
+    return _outcome(search, eps)
+
+
+@jax.jit
+def _begun(start):
+    rows = structure.zeros(start, min(BASIS, structure.size(start)))
+    zero = jnp.zeros_like(scaling.norm(start))
+    large, none = jnp.full_like(zero, jnp.inf), jnp.zeros((), jnp.int32)
+    # Buffers of their own, as they are donated one by one.
+    images, ahead = jax.tree.map(jnp.copy, (rows, start))
+    ended = jnp.zeros((), bool)
+    return _Search(rows, images, ahead, none, none, zero, large, large, none, none, ended)
+
+
+@partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _extended(search, image, start, eps):
+    """One more row and its image, and the unit vector that comes next."""
+    size = structure.size(start)
+    root, noise_size = 10 * size**0.5, 64 * eps / size**0.5
+    image = structure.widen(image)
+    basis = _set_row(search.basis, search.filled, search.ahead)
+    images = _set_row(search.images, search.filled, image)
+    number = (search.cycle * BASIS + search.filled + 1).astype(search.value.dtype)
+    noise = jax.tree.map(lambda x: noise_size * jnp.cos(number * root * x), start)
+    return search._replace(
+        basis=basis,
+        images=images,
+        ahead=_next_row(image, basis, noise),
+        filled=search.filled + 1,
+        products=search.products + 1,
+    )
+
+
+@partial(jax.jit, static_argnums=1)
+def _outcome(search, eps):
+    vector = jax.tree.map(lambda leaf: leaf[0], search.basis)
+    converged = search.error < eps**0.5
+    valid = scaling.nan_unless(converged, search.value.dtype)
     length = jnp.sqrt(tall.dot(vector, vector))
-    return valid * last.value, tall.times(valid / length, vector)
+    vector = tall.times(valid / length, vector)
+    return Dominant(valid * search.value, vector, search.products, converged)
 
 
-def _restarted(search: _Search) -> _Search:
+def _basis_size(search):
+    return structure.length(search.basis)
+
+
+def _half(count):
+    return max(count // 2, 1)
+
+
+@partial(jax.jit, static_argnums=1, donate_argnums=0)
+def _restarted(search: _Search, eps: float) -> _Search:
     """Rayleigh-Ritz in a full basis; the half of largest magnitude is kept, with its images."""
     values, vectors = eigh(symmetrize(tall.gram(search.basis, search.images)))
     order = jnp.argsort(-jnp.abs(values))
     count = len(values)
-    half = max(count // 2, 1)
+    half = _half(count)
 
     ends = jnp.stack([order[0], jnp.where(order[0] == 0, count - 1, 0)])
     ritz = tall.combine(vectors[:, ends].T, search.basis)
@@ -89,6 +148,9 @@ def _restarted(search: _Search) -> _Search:
 
     kept = jnp.where((jnp.arange(count) < half)[:, None], vectors[:, order].T, 0)
     falls = error < 0.9 * search.best
+    stale, cycle = jnp.where(falls, 0, search.stale + 1), search.cycle + 1
+    floor = (error < eps**0.5) & (stale >= 2)
+    whole = count == structure.size(search.ahead)  # of the space: nothing to restart for
     return search._replace(
         basis=tall.combine(kept, search.basis),
         images=tall.combine(kept, search.images),
@@ -96,8 +158,9 @@ def _restarted(search: _Search) -> _Search:
         value=values[order[0]],
         error=error,
         best=jnp.where(falls, error, search.best),
-        stale=jnp.where(falls, 0, search.stale + 1),
-        cycle=search.cycle + 1,
+        stale=stale,
+        cycle=cycle,
+        ended=(error <= 16 * eps) | floor | (cycle >= (1 if whole else CYCLES)),
     )
 
 
@@ -127,11 +190,13 @@ def count_entries(v, name):
     return count
 
 
+@jax.jit
 def random_unit_vector(key, like):
     drawn = structure.normal(key, structure.widen(like))
     return tall.times(1 / scaling.norm(drawn), drawn)
 
 
+@jax.jit
 def signed(vector, by):
     """The vector, or minus it where the entry of `by` of largest magnitude is negative."""
     flat = [leaf.ravel() for leaf in jax.tree.leaves(by) if leaf.size]

@@ -1,14 +1,16 @@
 """Products of a Hessian with vectors, `v -> H v`, straight from the loss.
 
-Each function here takes a loss and returns a function of a point x, a vector of
-its structure, and the loss's other arguments in their order.
+Each function here takes a loss and returns a function of a point x first, a vector v of its
+structure next, and then the loss's other arguments in their order: `hvp(loss, 1)(x, v, w)`
+for a `loss(w, x)`. Called where nothing is traced, it is compiled once for as long as the
+loss lives, see `programs.compiled`.
 """
 
 from collections.abc import Callable
 
 import jax
 
-from lowrank_jax._core import checks, losses, structure
+from lowrank_jax._core import checks, losses, programs, structure
 from lowrank_jax._core.types import Argnums, Loss, Product, Vector
 
 
@@ -36,7 +38,10 @@ def hvp(loss: Loss, argnums: Argnums = 0) -> Product:
       >>> hvp(lambda x: jnp.sum(x**4) / 12)(jnp.array([1.0, 2.0]), jnp.ones(2))
       Array([1., 4.], dtype=float32)
     """
+    return programs.compiled(_hvp, (loss,), losses.hashable(argnums))
 
+
+def _hvp(loss, argnums):
     def product(x, v, *args):
         x, v = point_and_vector(x, v, "v")
         return jax.jvp(losses.gradient(loss, argnums, args), (x,), (v,))[1]
@@ -75,7 +80,10 @@ def gauss_newton_product(model: Callable, loss: Loss) -> Product:
       Array([2., 4.], dtype=float32)
     """
     checks.function(model, "model")
+    return programs.compiled(_gauss_newton_product, (model, loss))
 
+
+def _gauss_newton_product(model, loss):
     def product(x, v, inputs, targets):
         x, v = point_and_vector(x, v, "v")
         outputs, push = jax.linearize(
@@ -110,7 +118,10 @@ def second_derivative(loss: Loss, argnums: Argnums = 0) -> Callable[..., jax.Arr
       >>> second_derivative(loss)(jnp.ones(2), jnp.eye(2)[0], jnp.eye(2)[1])
       Array(1., dtype=float32)
     """
+    return programs.compiled(_second_derivative, (loss,), losses.hashable(argnums))
 
+
+def _second_derivative(loss, argnums):
     def form(x, h, k, *args):
         x, h = point_and_vector(x, h, "h")
         x, k = point_and_vector(x, k, "k")

@@ -118,9 +118,9 @@ def _triplet(a, like):
 
     unit = 1 / scaling.power_of_two(scaling.norm(forward(start)))
     eps = max(structure.resolution(like), structure.resolution(image))
-    _, v = dominant_eigenpair(
+    v = dominant_eigenpair(
         lambda v: tall.times(unit, backward(tall.times(unit, forward(v)))), start, eps
-    )
+    ).vector
     u = lax.stop_gradient(forward(v))
     sigma = scaling.norm(u)
     inverse = scaling.reciprocal(sigma)  # where A v = 0, u is any unit vector

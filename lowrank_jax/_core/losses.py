@@ -1,13 +1,14 @@
 """A loss as a function of the argument that it is differentiated in."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowrank_jax._core import programs
 from lowrank_jax._core.types import Argnums, Gradient, Loss, Vector
 
 
@@ -62,6 +63,31 @@ def gradient(loss: Loss, argnums: Argnums, rest: tuple) -> Gradient:
     return jax.grad(at(loss, argnums, rest))
 
 
+def value_and_gradient(loss: Loss, argnums: Argnums, has_aux: bool) -> Callable:
+    """The function (x, *rest) -> (value, aux or None, gradient), compiled as by `programs`."""
+    return programs.compiled(_value_and_gradient, (loss,), hashable(argnums), has_aux)
+
+
+def values_and_gradients(loss: Loss, argnums: Argnums, has_aux: bool) -> Callable:
+    """The same of rows of points at once."""
+    return programs.compiled(_values_and_gradients, (loss,), hashable(argnums), has_aux)
+
+
+def _value_and_gradient(loss, argnums, has_aux):
+    def at_point(x, *rest):
+        of_x = jax.value_and_grad(at(loss, argnums, rest, has_aux=has_aux), has_aux=has_aux)
+        out, grad = of_x(x)
+        value, aux = out if has_aux else (out, None)
+        return value, aux, grad
+
+    return at_point
+
+
+def _values_and_gradients(loss, argnums, has_aux):
+    at_point = _value_and_gradient(loss, argnums, has_aux)
+    return lambda points, *rest: jax.vmap(lambda x: at_point(x, *rest))(points)
+
+
 def _check_value(value: Any) -> None:
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, complex, float, int)):
         raise TypeError(f"loss must return a scalar, got {type(value).__name__}")
@@ -80,6 +106,16 @@ def _positions(argnums: Argnums, count: int) -> tuple[tuple[int, ...], bool]:
     if len(set(positions)) < len(positions):
         raise ValueError(f"argnums must name each argument once, got {argnums}")
     return positions, alone
+
+
+def hashable(argnums: Argnums) -> int | tuple[int, ...]:
+    """Argnums as options of a program.
+
+    Raises:
+      TypeError: for argnums that are not integers.
+    """
+    numbers, alone = _numbers(argnums)
+    return numbers[0] if alone else numbers
 
 
 def _numbers(argnums: Argnums) -> tuple[tuple[int, ...], bool]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lowrank_jax._core import checks, structure, tall
+from lowrank_jax._core import checks, programs, structure, tall
 from lowrank_jax._models.cur import Matrix, access, assemble, read_lines
 from lowrank_jax._operators.rectangular import LowRank
 
@@ -28,7 +28,9 @@ def cross(a: Matrix, rank: int) -> LowRank:
     differentiation. A number that is not finite in what is read makes the result NaN.
 
     Args:
-      a: (p, m), or two functions `row(i) -> (m,)` and `column(j) -> (p,)` of a traced index.
+      a: (p, m), or two functions `row(i) -> (m,)` and `column(j) -> (p,)`. Where nothing is traced
+        they are called as they are, with a Python int, and may be plain Python or NumPy; under a
+        transformation i and j are traced.
       rank: how many rows and columns, a Python int.
 
     Returns:
@@ -50,22 +52,35 @@ def cross(a: Matrix, rank: int) -> LowRank:
       >>> bool(jnp.max(jnp.abs(cross(a, 5).to_dense() - a)) < 1e-5)
       True
     """
-    row, column, shape = access(a)
     checks.count(rank, "rank", 0)
+    on_host = isinstance(a, tuple) and _sizes_on_host(a)
+    row, column, shape = (*a, on_host) if on_host else access(a)
     steps = min(rank, *shape)
     if steps == 0:
         c, r = (read_lines(read, (), n) for read, n in zip((column, row), shape, strict=True))
         c, r = (jnp.zeros((rank, x.shape[1]), x.dtype) for x in (c, r))
         return LowRank(c, jnp.zeros((rank, rank), structure.compute_dtype((c, r))), r)
-    if isinstance(a, tuple):
+    if on_host:
+        rows, cols, found, finite = _rook_pivots_on_host(row, column, shape, steps)
+        c, r = _lines(column, cols), _lines(row, rows)
+    elif isinstance(a, tuple):
         rows, cols, found, finite = _rook_pivots(row, column, shape, steps)
+        c, r = jax.vmap(column)(cols), jax.vmap(row)(rows)
     else:
         rows, cols, found = _complete_pivots(lax.stop_gradient(structure.widen(a)), steps)
         finite = True  # or the first pivot is not, and its row is read
-    rows, cols, found = (jnp.pad(x, (0, rank - steps)) for x in (rows, cols, found))
-    c, r = jax.vmap(column)(cols), jax.vmap(row)(rows)
+        c, r = jax.vmap(column)(cols), jax.vmap(row)(rows)
+    return _skeleton(c, r, cols, found, finite, rank)
+
+
+@partial(jax.jit, static_argnums=5)
+def _skeleton(c, r, cols, found, finite, rank):
+    """The skeleton on the columns and rows that were found, with zeros up to `rank`."""
     c, r = (tall.scale(found.astype(x.dtype), x) for x in (c, r))
     small = r[:, cols] * found.astype(r.dtype)[None, :]
+    rest = rank - len(found)
+    c, r = (jnp.pad(x, ((0, rest), (0, 0))) for x in (c, r))
+    small = jnp.pad(small, (0, rest))
     eps = float(jnp.finfo(structure.compute_dtype(small)).eps)
     return assemble(c, small, r, rank * eps, finite)
 
@@ -111,20 +126,41 @@ def _rook_pivots(row, column, shape, steps):
     def look(_, found):
         """The column of the row's largest entry, and the row of that column's largest one."""
         state, i, *_ = found
-        state, along = _residual(state, row(i), state.columns[:, i], state.across)
-        j = _largest(along)
-        state, down = _residual(state, column(j), state.across[:, j], state.columns)
-        return state, _largest(down), j, down
+        state, j, _ = _along(state, i, row(i))
+        state, i, down = _down(state, j, column(j))
+        return state, i, j, down
 
     def attempt(state):
         begin = state.start
-        first = look(0, (state, begin))
-        state, i, j, down = lax.fori_loop(0, 2, look, first)
-        state, along = _residual(state, row(i), state.columns[:, i], state.across)
-        return _extended(state, begin, i, j, down, along, _noise(state.size, steps))
+        state, i, j, down = lax.fori_loop(0, 2, look, look(0, (state, begin)))
+        state, _, along = _along(state, i, row(i))
+        return _extended(state, begin, i, j, down, along)
 
     dtype = structure.wider(jax.eval_shape(row, 0).dtype, jax.eval_shape(column, 0).dtype)
-    state = _Search(
+    return _found(lax.while_loop(_unfinished, attempt, _begun(shape, steps, dtype)))
+
+
+def _rook_pivots_on_host(row, column, shape, steps):
+    """The same of functions of a Python int, which are not traced."""
+    dtype = structure.wider(
+        *(structure.compute_dtype(jnp.asarray(read(0))) for read in (row, column))
+    )
+    state = _begun(shape, steps, dtype)
+    while _unfinished(state):
+        begin = i = int(state.start)
+        for _ in range(3):
+            state, j, _ = _along(state, i, row(i))
+            j = int(j)
+            state, i, down = _down(state, j, column(j))
+            i = int(i)
+        state, _, along = _along(state, i, row(i))
+        state = _extended(state, begin, i, j, down, along)
+    return _found(state)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _begun(shape, steps, dtype):
+    return _Search(
         tries=jnp.int32(0),
         crosses=jnp.int32(0),
         start=jnp.int32(0),
@@ -136,15 +172,53 @@ def _rook_pivots(row, column, shape, steps):
         rows=jnp.zeros(steps, jnp.int32),
         cols=jnp.zeros(steps, jnp.int32),
     )
-    end = lax.while_loop(
-        lambda state: (state.crosses < steps) & (state.tries < 2 * steps + 8), attempt, state
-    )
-    return (
-        end.rows,
-        end.cols,
-        jnp.arange(steps, dtype=jnp.int32) < end.crosses,
-        jnp.isfinite(end.size),
-    )
+
+
+@jax.jit
+def _unfinished(state):
+    steps = len(state.rows)
+    return (state.crosses < steps) & (state.tries < 2 * steps + 8)
+
+
+@jax.jit
+def _found(state):
+    """Rows and columns, which of them are crosses, and whether what was read is finite."""
+    crosses = jnp.arange(len(state.rows), dtype=jnp.int32) < state.crosses
+    return state.rows, state.cols, crosses, jnp.isfinite(state.size)
+
+
+@jax.jit
+def _along(state, i, entries):
+    """What is left of row i, and where it is largest."""
+    state, left = _residual(state, entries, state.columns[:, i], state.across)
+    return state, _largest(left), left
+
+
+@jax.jit
+def _down(state, j, entries):
+    """What is left of column j, and where it is largest."""
+    state, left = _residual(state, entries, state.across[:, j], state.columns)
+    return state, _largest(left), left
+
+
+def _sizes_on_host(a):
+    """(p, m), by calling functions as they are; None for what is traced or not a pair of them."""
+    if len(a) != 2 or not all(map(callable, a)) or programs.traced():
+        return None
+    lines = [read(0) for read in a]
+    if programs.traced(lines):
+        return None
+    for line, name in zip(lines, ("row", "column"), strict=True):
+        dtype = getattr(line, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"{name} must return a real floating-point array, got {line}")
+        if line.ndim != 1:
+            raise ValueError(f"{name} must return an array of one axis, got shape {line.shape}")
+    return len(lines[1]), len(lines[0])
+
+
+def _lines(read, indices):
+    return jnp.stack([jnp.asarray(read(int(i))) for i in indices])
 
 
 def _constant(read):
@@ -159,8 +233,10 @@ def _residual(state, entries, coefficients, rows):
     return state._replace(size=jnp.maximum(state.size, jnp.max(jnp.abs(entries)))), left
 
 
-def _extended(state, begin, i, j, down, along, noise):
+@jax.jit
+def _extended(state, begin, i, j, down, along):
     """One more cross, through (i, j), if its pivot is more than noise; and where to look next."""
+    noise = _noise(state.size, len(state.rows))
     pivot, k = along[j], state.crosses
     good = jnp.abs(pivot) > noise
     scaled = down / jnp.where(good, pivot, 1)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from lowrank_jax._at_a_point.differences import Options, checked
 from lowrank_jax._at_a_point.expansion import expansion_at
-from lowrank_jax._at_a_point.hessian import from_differences
 from lowrank_jax._clouds.fit import fit
 from lowrank_jax._clouds.pairs import centered, evaluate
 from lowrank_jax._core import checks, scaling, structure, tall
@@ -223,11 +223,12 @@ def quadratic_model_at(
     batch_size: int | None = None,
     start: Rows | None = None,
     step: Scalar | None = None,
+    progress: bool = False,
 ) -> Callable:
     """Makes the quadratic model of a loss at a point: value, gradient and `lowrank_hessian`.
 
-    `probes * passes + 1` gradients, the one at the point among them. A plain function:
-    compose it with `jit`, `vmap` and `grad`.
+    As many gradients as `lowrank_hessian` takes. A plain function: compose it with `jit`, `vmap`
+    and `grad`.
 
     Args:
       loss: a scalar function; it is differentiated once, in argument `argnums`.
@@ -238,7 +239,8 @@ def quadratic_model_at(
       solver: a function of pairs to the operator, such as `partial(fit, extrapolate=1)`; see `fit`.
       batch_size: how many gradients are computed at once; None computes all by `jax.vmap`.
       start: directions of the first pass instead of random ones; see `probe_pairs`.
-      step: the length of the steps instead of the default, sqrt(eps) |x|.
+      step: the length of the steps instead of a measured one; see `lowrank_hessian`.
+      progress: shows a progress bar over the gradients (needs tqdm) where nothing is traced.
 
     Returns:
       A function of the loss's arguments, in their order, and the keyword `key`, one random key. It
@@ -256,12 +258,13 @@ def quadratic_model_at(
       >>> bool(jnp.allclose(minimum, 3.0, atol=1e-2))
       True
     """
-    curvature = from_differences(probes, passes, solver, batch_size, start, step)
-    expansion = expansion_at(loss, argnums, has_aux, curvature)
+    checks.function(solver, "solver")
+    options = checked(Options(probes, passes, batch_size, start, step, progress))
+    expansion = expansion_at(loss, argnums, has_aux, options)
 
     def model_at(*args, key):
         at = expansion(args, key)
-        model = QuadraticModel(at.point, at.value, at.grad, _operator(at.hessian))
+        model = QuadraticModel(at.point, at.value, at.grad, _operator(solver(at.pairs)))
         return (model, at.aux) if has_aux else model
 
     return model_at

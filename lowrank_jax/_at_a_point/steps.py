@@ -1,0 +1,235 @@
+"""The length of a gradient difference's step, measured along the direction that it is taken in.
+
+The error of a quotient `q(h) = (g(x + h v) - g(x)) / h` is the noise of the gradients over h, and
+truncation that grows as h^p; p is 1, or 2 for central differences. No multiple of |x| balances
+them: by how much the best step differs between two directions at one point may be 2^8. So some
+quotients are taken and compared. All steps of a comparison are collinear,
+
+    s_1 = fl(x + h_1 v) - x,    x + 2^k s_1,
+
+exact for whole k, so that how x is rounded drops out of it. From the disagreements
+`D_k = |q_k - q_(k+1)|` of neighbours, where noise or truncation rules,
+
+    noise = min D_k h_k,    truncation = min D_k / h_(k+1)^p,
+    h = (noise / (p truncation))^(1 / (p + 1)),
+
+the minima near the first rung from below where neighbours agree: to better than a half, and better
+than those above. First on a ladder of six rungs from the resolution of x to 64 |x|, then on
+three about the result; another pass takes those three alone, about the step of the pass before.
+The last quotient is that of twice the step that was found: how far the pair along the step
+disagrees with it is an estimate of the error, be it noise, truncation or a kink.
+
+The rule is a heuristic; its numbers were chosen on the problems of `benchmarks/steps.py`.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lowrank_jax._core import programs, scaling, structure, tall
+from lowrank_jax._core.types import Vector
+
+LADDER = 6  # rungs
+TOP = 6  # of the ladder, in octaves above |x|
+ORIGIN = -50  # its lowest rung where x = 0, in octaves above 1
+BELOW = 6  # octaves from the lowest rung of the zoom to what it is about
+ZOOM = (0, 4, 8)  # its rungs, in octaves above the lowest
+RUNGS = LADDER + len(ZOOM)
+
+
+class Search(NamedTuple):
+    """What is known of the quotients along one direction, rung by rung; lengths are powers of two.
+
+    Attributes:
+      floor: the exponent of the shortest step that x resolves.
+      center: that of the length that the zoom is about.
+      base: that of h_1.
+      step: s_1.
+      quotient: the last one.
+      exponents: (RUNGS,), of the lengths.
+      sizes: (RUNGS,), of the quotients; negative for rungs that were left out.
+      gaps: (RUNGS,), between a quotient and the one before it; infinite where there is none.
+    """
+
+    floor: jax.Array
+    center: jax.Array
+    base: jax.Array
+    step: Vector
+    quotient: Vector
+    exponents: jax.Array
+    sizes: jax.Array
+    gaps: jax.Array
+
+
+def measured(
+    slope: Callable[[Vector], Vector],
+    x: Vector,
+    v: Vector,
+    *,
+    power: int = 1,
+    eps: float = 0.0,
+    before: jax.Array | None = None,
+    first: jax.Array | bool = True,
+    known: jax.Array | bool = False,
+    check: bool = True,
+) -> tuple[jax.Array, Vector]:
+    """The length of the best step along a unit vector, and the quotient of twice that step.
+
+    Args:
+      slope: `slope(s)`, the difference of gradients for a step s; not differentiated.
+      x: the point.
+      v: the direction; along a zero vector every step is as good.
+      power: p.
+      eps: the resolution of the gradients, if it is coarser than that of x.
+      before: the length of a step that was found before, for the zoom to begin with.
+      first: whether to climb the ladder before.
+      known: whether `before` is the length already; then nothing is measured.
+      check: False leaves out the last quotient.
+    """
+    x, v = lax.stop_gradient((x, v))
+    search = _begun(x, eps, before)
+    end = RUNGS + 1 if check else RUNGS
+    if programs.traced(x, v, before, first, known):
+        slope, closed = jax.closure_convert(slope, v)
+        closed = lax.stop_gradient(closed)
+
+        def take(i, search):
+            search, step = _aimed(search, x, v, i, power)
+            return _noted(search, slope(step, *closed), i)
+
+        begin = jnp.where(known, end, jnp.where(first, 0, LADDER))
+        search = lax.fori_loop(begin, end, take, search)
+    else:
+        i = end if known else 0 if first else LADDER
+        while i < end:
+            search, step = _aimed(search, x, v, i, power)
+            search = _noted(search, slope(step), i)
+            # No further up than it must: a long step can break what it is to measure.
+            i = LADDER if i < LADDER and _settled(search) else i + 1
+    length = _length(search, power)
+    if before is not None:
+        length = jnp.where(known, before, length)
+    return lax.stop_gradient((length, search.quotient))
+
+
+@jax.jit
+def _begun(x, eps, before):
+    size = scaling.norm(x)
+    origin = size == 0
+    octave = jnp.floor(jnp.log2(jnp.where(origin, 1, size)))
+    own = jnp.asarray(2 * structure.resolution(x), size.dtype)
+    lowest = jnp.where(origin, ORIGIN, jnp.log2(jnp.maximum(own, eps)))
+    rungs = jnp.arange(LADDER, dtype=size.dtype) / (LADDER - 1)
+    ladder = octave + jnp.round(lowest + rungs * (TOP - lowest))
+    return Search(
+        floor=jnp.where(origin, -jnp.inf, octave + jnp.log2(own)),
+        center=ladder[0] + BELOW if before is None else jnp.round(jnp.log2(before)),
+        base=ladder[0],
+        step=jax.tree.map(jnp.zeros_like, x),
+        quotient=jax.tree.map(jnp.zeros_like, x),
+        exponents=jnp.concatenate([ladder, jnp.zeros(len(ZOOM), size.dtype)]),
+        sizes=jnp.full(RUNGS, -1, size.dtype),
+        gaps=jnp.full(RUNGS, jnp.inf, size.dtype),
+    )
+
+
+@partial(jax.jit, static_argnums=4)
+def _aimed(search, x, v, i, power):
+    """The search on its way to the i-th rung, and the step to be taken there.
+
+    After the last rung comes twice the step that was found.
+    """
+    ladder = jax.tree.map(lambda r: r[:LADDER], search[-3:])
+    climbed = jnp.any(search.sizes[:LADDER] >= 0)
+    center = jnp.where((i == LADDER) & climbed, _optimum(*ladder, power), search.center)
+    lowest = jnp.maximum(center - BELOW, search.floor)
+    zoom = lowest + jnp.array(ZOOM, lowest.dtype)
+    exponents = jnp.where(i == LADDER, search.exponents.at[LADDER:].set(zoom), search.exponents)
+    search = search._replace(center=center, exponents=exponents)
+    base = jnp.where(i == 0, exponents[0], search.base)
+    base = jnp.where(i == LADDER, lowest, jnp.where(i == RUNGS, _exponent(search, power), base))
+    new = (i == 0) | (i == LADDER) | (i == RUNGS)
+    moved = tall.axpy(x, _two_to(base), v)
+    step = jax.tree.map(
+        lambda old, y, x: jnp.where(new, (y - x).astype(x.dtype), old), search.step, moved, x
+    )
+    factor = _two_to(_of_rung(search._replace(base=base), i) - base)
+    return search._replace(base=base, step=step), tall.times(factor, step)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _noted(search, difference, i):
+    """The search with the quotient at the i-th rung."""
+    # In two steps: the power alone may be out of range.
+    exponent = _of_rung(search, i)
+    half = jnp.round(exponent / 2)
+    quotient = tall.times(_two_to(half - exponent), tall.times(_two_to(-half), difference))
+    gap = scaling.norm(tall.minus(quotient, search.quotient))
+    alone = (i == 0) | (i == LADDER)
+    return search._replace(
+        quotient=quotient,
+        sizes=search.sizes.at[i].set(scaling.norm(quotient), mode="drop"),
+        gaps=search.gaps.at[i].set(jnp.where(alone, jnp.inf, gap), mode="drop"),
+    )
+
+
+@jax.jit
+def _settled(search):
+    """Whether the ladder need not be climbed any further."""
+    sizes, gaps = search.sizes, search.gaps
+    agree, _ = _agreement(sizes[:LADDER], gaps[:LADDER])
+    climbed = sizes[2:LADDER]
+    return jnp.any(agree[:-1] & ((climbed >= 0) | jnp.isnan(climbed)))
+
+
+@partial(jax.jit, static_argnums=1)
+def _length(search, power):
+    return _two_to(_exponent(search, power))
+
+
+def _exponent(search, power):
+    """Of the length that the zoom finds."""
+    zoom = (r[LADDER:] for r in search[-3:])
+    return jnp.maximum(_optimum(*zoom, power), search.floor)
+
+
+def _of_rung(search, i):
+    return jnp.where(i == RUNGS, search.base + 1, search.exponents[jnp.minimum(i, RUNGS - 1)])
+
+
+def _agreement(sizes, gaps):
+    """Of each pair of neighbours, whether they agree, and better than the next pair above."""
+    largest = jnp.maximum(sizes[:-1], sizes[1:])
+    relative = jnp.where(largest > 0, gaps[1:] / jnp.where(largest > 0, largest, 1), 1)
+    relative = jnp.where(jnp.isfinite(relative) & jnp.isfinite(gaps[1:]), relative, jnp.inf)
+    above = jnp.concatenate([relative[1:], jnp.full(1, jnp.inf, relative.dtype)])
+    return (relative < 0.5) & (relative <= above), relative
+
+
+def _optimum(exponents, sizes, gaps, power):
+    """The exponent of the length where noise and truncation are balanced, in this module's text.
+
+    A whole number. Where no neighbours agree, all of them tell of noise and truncation. The middle
+    where none is finite.
+    """
+    agree, relative = _agreement(sizes, gaps)
+    order = jnp.arange(len(agree))
+    near = jnp.abs(order - jnp.argmax(agree)) <= 1
+    used = jnp.isfinite(relative) & jnp.where(jnp.any(agree), near, True)
+    logs = jnp.log2(gaps[1:])
+    noise = jnp.min(jnp.where(used, logs + exponents[:-1], jnp.inf))
+    truncation = jnp.min(jnp.where(used, logs - power * exponents[1:], jnp.inf))
+    found = (noise - truncation - math.log2(power)) / (power + 1)
+    found = jnp.where(truncation == -jnp.inf, exponents[-1], found)
+    found = jnp.where(jnp.any(used), found, exponents[len(exponents) // 2])
+    # Where one gap tells of both, this is the middle of two rungs: no tie for rounding to decide.
+    return jnp.clip(jnp.floor(found + 0.25), exponents[0], exponents[-1])
+
+
+def _two_to(exponent):
+    return scaling.shift(jnp.ones_like(exponent), exponent.astype(jnp.int32))

@@ -1,0 +1,184 @@
+"""The measured length of the steps of gradient differences, and the estimate of their error."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowrank_jax as lrj
+from benchmarks import steps
+from tests import draws, reference
+
+KEY = jax.random.key(0)
+SUBSET = (
+    "quadratic, small x",
+    "rosenbrock",
+    "log-sum-exp, double",
+    "cosines, shift",
+    "cosines at the origin",
+    "softmax, half",
+    "tanh network",
+    "lennard-jones, far, double",
+    "logistic",
+    "noise 1e-4",
+    "styblinski",
+    "student",
+)
+
+
+def test_measured_steps_are_near_the_best_and_their_error_is_known():
+    """The thresholds of the study in `benchmarks/steps.py`, on a subset of its problems."""
+    found = [each for name in SUBSET for each in steps.study(name, steps.PROBLEMS[name]())]
+    summary = steps.summary(found)
+    assert summary["median"] < 1.3, found
+    assert summary["90 %"] < 5, found
+    assert summary["estimate within 3x"] > 0.8, found
+    assert summary["above 10 % and not flagged"] == 0, found
+    assert summary["most gradients more"] <= 10
+
+
+def quartic(x, a, size=1.0):
+    return size * (jnp.vdot(x, a @ x) / 2 + jnp.sum(x**4) / 4 + jnp.sum(x))
+
+
+def pairs_of(loss, x, *args, **options):
+    options = {"passes": 2, "solver": lambda pairs: pairs} | options
+    return lrj.lowrank_hessian(loss, 3, **options)(x, *args, key=KEY)
+
+
+def test_units_of_x_and_of_the_loss_change_nothing(rng):
+    """But how a compiler rounds the gradient, which may move the length by an octave."""
+    x, a = rng.normal(size=8), draws.symmetric(rng, 8)
+    here = pairs_of(quartic, x, a)
+    for unit, size in ((2.0**30, 1.0), (2.0**-40, 2.0**60), (1.0, 2.0**-80)):
+        there = pairs_of(lambda y, a, u=unit, s=size: quartic(y / u, a, s), unit * x, a)
+        octaves = np.log2(np.linalg.norm(there.steps, axis=1) / unit)
+        octaves -= np.log2(np.linalg.norm(here.steps, axis=1))
+        assert np.all(np.abs(octaves) < 1.01)
+        assert np.all(there.rounding < 1e-7)
+        exact = jax.hessian(quartic)(x, a) * size / unit**2
+        assert reference.relative_error(there.grad_diffs, there.steps @ exact) < 1e-7
+
+
+def test_the_step_that_was_found_gives_the_same_pairs_for_fewer_gradients(rng):
+    x, a, points = rng.normal(size=8), draws.symmetric(rng, 8), []
+
+    def gradient(x, a):
+        points.append(x)
+        return jax.grad(quartic)(x, a)
+
+    at = partial(lrj.lowrank_hessian_from_gradient, gradient, 3, solver=lambda pairs: pairs)
+    first = at(passes=1)(x, a, key=KEY)
+    points.clear()
+    again = at(passes=1, step=np.linalg.norm(first.steps[0]))(x, a, key=KEY)
+    assert len(points) == 4
+    assert again.rounding is None
+    np.testing.assert_allclose(again.grad_diffs, first.grad_diffs, rtol=1e-6)
+
+
+def test_a_batch_of_points_finds_the_steps_of_each(rng):
+    """In one program under vmap, scales 1e6 apart, one not finite: as one at a time."""
+    a = draws.symmetric(rng, 8)
+    units = np.array([1e-3, 1.0, 1e3])
+    x = rng.normal(size=(3, 8)) * units[:, None]
+
+    def loss(y, unit):
+        return quartic(y / unit, a)
+
+    both = {"passes": 2, "return_pairs": True}
+    at = jax.jit(jax.vmap(lambda y, u: lrj.lowrank_hessian(loss, 4, **both)(y, u, key=KEY)))
+    h, pairs = at(x, units)
+    bad, _ = at(np.where(np.arange(3)[:, None] == 1, np.nan, x), units)
+    for i in range(3):
+        exact = jax.hessian(loss)(x[i], units[i])
+        found = jax.tree.map(lambda leaf, i=i: leaf[i], h).to_dense()
+        assert reference.relative_error(found, exact) < 1e-6
+        assert np.all(pairs.rounding[i] < 1e-6)
+    assert np.isnan(bad.core).all(axis=(1, 2)).tolist() == [False, True, False]
+
+
+def test_the_ladder_is_climbed_from_below_and_no_further_than_it_must(rng):
+    """A gradient that breaks at long steps is never asked there on the host."""
+    x, a = rng.normal(size=8), draws.symmetric(rng, 8)
+    longest = []
+
+    def gradient(y):
+        longest.append(np.linalg.norm(y - x))
+        assert longest[-1] < np.linalg.norm(x)
+        return a @ y + y**3
+
+    lrj.lowrank_hessian_from_gradient(gradient, 2)(x, key=KEY)
+    assert max(longest) > 1e-6
+
+
+def test_what_no_step_can_measure_is_flagged(rng):
+    """Kinks at the point itself, and noise as large as the gradient."""
+    w, x = rng.normal(size=(40, 12)), np.zeros(12)
+
+    def kinks(x):
+        return jnp.sum(jax.nn.relu(w @ x) ** 1.0)
+
+    kinked = pairs_of(kinks, x).rounding
+    assert np.max(kinked) > 0.3
+    assert np.min(kinked) > 0.1
+    noise = np.random.default_rng(0)
+    noisy = lrj.lowrank_hessian_from_gradient(
+        lambda x: x + noise.normal(size=12), 2, return_pairs=True
+    )
+    _, pairs = noisy(np.ones(12), key=KEY)
+    assert np.all(pairs.rounding > 0.1)
+    assert np.all(lrj.diagnose(lrj.fit(pairs), pairs).rounding > 0.1)
+
+
+@pytest.mark.parametrize("central", [False, True])
+def test_products_measure_their_step_along_their_vector(rng, central):
+    """A loss whose scales along two directions are 100 apart; as one program and on the host."""
+    x, v = np.float32([1.0, 1.0]), np.float32(np.eye(2))
+
+    def loss(x):
+        return jnp.sum(jnp.sin(x * jnp.array([1.0, 100.0], x.dtype)))
+
+    product = lrj.gradient_difference(loss, central=central)
+    exact = jax.hessian(loss)(x.astype(float))
+    for at in (product, jax.jit(product)):
+        for unit in v:
+            error = reference.relative_error(at(x, unit), exact @ unit.astype(float))
+            assert error < (1e-3 if central else 5e-3)
+
+
+def test_a_loss_without_second_derivative_is_compared_with_central_differences(rng):
+    w, x, vectors = rng.normal(size=(9, 6)), rng.normal(size=6), rng.normal(size=(3, 6))
+
+    @jax.custom_vjp
+    def loss(x):
+        return jnp.sum(jnp.sin(w @ x))
+
+    loss.defvjp(lambda x: (loss(x), x), lambda x, g: (g * (w.T @ jnp.cos(w @ x)),))
+
+    def same(x):
+        return jnp.sum(jnp.sin(w @ x))
+
+    h = lrj.lowrank_hessian(same, 2)(x, key=KEY)
+    product = lrj.gradient_difference(loss, central=True)
+    found = lrj.compare_hvp(None, h, x, vectors, product=product)
+    expected = lrj.compare_hvp(same, h, x, vectors)
+    np.testing.assert_allclose(found.relative_error, expected.relative_error, atol=1e-6)
+    with pytest.raises(TypeError, match="loss must be a function where no product is given"):
+        lrj.compare_hvp(None, h, x, vectors)
+
+
+def test_gradients_that_are_coarser_than_the_point(rng):
+    """In bfloat16 at float32 points, in float32 at float64 points."""
+    a = draws.symmetric(rng, 12)
+    for fine, coarse, tolerance in ((np.float32, jnp.bfloat16, 0.2), (float, np.float32, 2e-3)):
+        x = rng.normal(size=12).astype(fine)
+
+        def gradient(x, coarse=coarse):
+            wide = np.asarray(x, float)
+            return jnp.asarray(a @ wide + wide**3, coarse)
+
+        h = lrj.lowrank_hessian_from_gradient(gradient, 6)(x, key=KEY)
+        exact = a + np.diag(3 * x.astype(float) ** 2)
+        assert reference.relative_error(h.to_dense(), exact) < tolerance
