@@ -103,6 +103,14 @@ def operand(v: Any, name: str, rows: Rows, rows_name: str, method: str) -> Vecto
     return v
 
 
+def of_scipy(v: Any, rows: Rows) -> Any:
+    """A vector as SciPy hands it over, which may be a column, or of whole numbers; others as is."""
+    if not isinstance(v, np.ndarray) or not isinstance(rows, (jax.Array, np.ndarray)):
+        return v
+    v = v[:, 0] if v.ndim == rows.ndim and v.shape[1:] == (1,) else v
+    return v.astype(rows.dtype) if np.issubdtype(v.dtype, np.integer) else v
+
+
 def single(core: jax.Array) -> None:
     """One operator, not a batch of them.
 

@@ -83,7 +83,11 @@ class DiagonalPlusLowRank:
         d, h, x = structure.widen((self.diag, self.low_rank, v))
         return structure.cast_like(jax.tree.map(jnp.add, shifted.multiply(d, x), h.mv(x)), v)
 
-    __matmul__ = __rmatmul__ = matvec = mv
+    __matmul__ = __rmatmul__ = mv
+
+    def matvec(self, v: Vector) -> Vector:
+        """Computes `A v` as SciPy asks for it: a NumPy vector may be a column or whole numbers."""
+        return self.mv(checks.of_scipy(v, self.low_rank.factors))
 
     @jax.jit
     def bilinear(self, u: Vector, v: Vector) -> jax.Array:

@@ -95,11 +95,13 @@ class LowRank:
         coordinates = tall.gram(self.right, structure.cast_like(v, self.right)).astype(dtype)
         return tall.combine(product(self.core.astype(dtype), coordinates), self.left)
 
-    matvec = mv
+    def matvec(self, v: Vector) -> Vector:
+        """Computes `A v` as SciPy asks for it: a NumPy vector may be a column or whole numbers."""
+        return self.mv(checks.of_scipy(v, self.right))
 
     def rmatvec(self, v: Vector) -> Vector:
-        """Computes `A^T v`, as `A.T.mv` does."""
-        return self.T.mv(v)
+        """Computes `A^T v`, as `A.T.mv` does, and as SciPy asks for it."""
+        return self.T.matvec(v)
 
     __rmatmul__ = rmatvec
 

@@ -46,16 +46,10 @@ def multiply(diagonal: Diagonal, v: Vector) -> Vector:
     return jax.tree.map(jnp.multiply, diagonal, v)
 
 
-def multiply_rows(diagonal: Diagonal, rows: Rows) -> Rows:
-    """`B D`."""
-    if is_number(diagonal):
-        return jax.tree.map(lambda x: diagonal * x, rows)
-    return jax.tree.map(lambda d, x: d[None] * x, diagonal, rows)
-
-
 def solve(diagonal: Diagonal, factors: Rows, core: jax.Array, b: Vector) -> Vector:
     """`(D + H)^-1 b`, with a small backward error and the derivatives of the linear system."""
-    root, found = _reduced(*lax.stop_gradient((diagonal, factors, core)))
+    d, found = _reduced(*lax.stop_gradient((diagonal, factors, core)))
+    before, after = (jnp.ones_like(d), 1 / d) if is_number(d) else (_inverse_root(d),) * 2
     basis, resolvent = found.basis.rows, _resolvent(found, graded=not is_number(diagonal))
 
     def shifted(x):
@@ -69,12 +63,12 @@ def solve(diagonal: Diagonal, factors: Rows, core: jax.Array, b: Vector) -> Vect
         return x
 
     def approximate(b):
-        x = multiply(root, b)
+        x = multiply(before, b)
         inside = resolvent.of(tall.gram(basis, x))
         for _ in range(2):  # of rounding along the span that the first leaves, nothing stays
             missed = tall.combine(inside - tall.gram(basis, x), basis)
             x = jax.tree.map(jnp.add, x, missed)
-        return multiply(root, x)
+        return multiply(after, x)
 
     return lax.custom_linear_solve(shifted, b, solved, symmetric=True)
 
@@ -91,8 +85,8 @@ def log_determinant(diagonal: Diagonal, factors: Rows, core: jax.Array) -> jax.A
 def inverse(diagonal: Diagonal, factors: Rows, core: jax.Array) -> tuple[Any, Rows, jax.Array]:
     """`(D + H)^-1` as the diagonal, factors and core of another such matrix."""
     moving = _moving(diagonal, factors, core)
-    scaled = _scaled(moving.root, moving.rows, -moving.inner)
-    return jax.tree.map(lambda r: r * r, moving.root), *scaled
+    d = _positive(diagonal)
+    return jax.tree.map(lambda d: 1 / d, d), *_scaled(d, moving.rows, -moving.inner)
 
 
 def draw_root(diagonal: Diagonal, factors: Rows, core: jax.Array) -> tuple[Any, Rows, jax.Array]:
@@ -100,39 +94,42 @@ def draw_root(diagonal: Diagonal, factors: Rows, core: jax.Array) -> tuple[Any, 
 
     NaN where D + H is not positive definite.
     """
-    root, found = _reduced(diagonal, factors, core)
+    d, found = _reduced(diagonal, factors, core)
 
     def shifted(w):  # (1 + w)^(-1/2) - 1, without cancellation
         size = jnp.sqrt(jnp.where(w > -1, 1 + w, jnp.nan))
         return -w / (size * (1 + size))
 
     slope = jnp.full((), -0.5, core.dtype)
-    return root, found.basis.rows, function(shifted, slope, found)
+    return _inverse_root(d), found.basis.rows, function(shifted, slope, found)
 
 
 def _reduced(diagonal, factors, core):
-    """D^(-1/2), and H' reduced."""
-    root = _inverse_root(diagonal)
-    return root, reduce(*_scaled(root, factors, core))
+    """D, and H' reduced."""
+    d = _positive(diagonal)
+    return d, reduce(*_scaled(d, factors, core))
 
 
-def _inverse_root(diagonal):
-    """D^(-1/2), NaN where D is not positive."""
-    return jax.tree.map(lambda d: 1 / jnp.sqrt(jnp.where(d > 0, d, jnp.nan)), diagonal)
+def _positive(diagonal):
+    """D, NaN where it is not positive."""
+    return jax.tree.map(lambda d: jnp.where(d > 0, d, jnp.nan), diagonal)
 
 
-def _scaled(root, factors, core):
+def _inverse_root(d):
+    return jax.tree.map(lambda d: 1 / jnp.sqrt(d), d)
+
+
+def _scaled(d, factors, core):
     """Factors and core of `D^(-1/2) H D^(-1/2)`."""
-    if is_number(root):
-        return factors, core * (root * root)
-    return multiply_rows(root, factors), core
+    if is_number(d):
+        return factors, core / d
+    return jax.tree.map(lambda r, x: r[None] * x, _inverse_root(d), factors), core
 
 
 class _Moving(NamedTuple):
     """`H' = Q^T A Q` at the point, and beside it as a function of (D, B, K): see this module.
 
     Attributes:
-      root: D^(-1/2).
       rows: Q = T B'.
       small: A.
       gram: G.
@@ -140,7 +137,6 @@ class _Moving(NamedTuple):
       value: `log det (I + A)`, a constant.
     """
 
-    root: Any
     rows: Rows
     small: jax.Array
     gram: jax.Array
@@ -150,8 +146,7 @@ class _Moving(NamedTuple):
 
 def _moving(diagonal, factors, core):
     _, found = _reduced(*lax.stop_gradient((diagonal, factors, core)))
-    root = _inverse_root(diagonal)
-    factors, core = _scaled(root, factors, core)
+    factors, core = _scaled(_positive(diagonal), factors, core)
     basis = found.basis
     rows = _with_motion(basis, factors)
     gram = xla.with_derivative_of(jnp.diag(basis.kept), _gram, None, rows, rows)
@@ -166,7 +161,7 @@ def _moving(diagonal, factors, core):
     corner = free * free.T * found.core * found.unit - product(mixed, across.T)
     inner = resolvent.complement(found.small * found.unit, y) + mixed + mixed.T + corner
     inner = _inner(small, gram, symmetrize(inner))
-    return _Moving(root, rows, small, gram, inner, resolvent.log_determinant())
+    return _Moving(rows, small, gram, inner, resolvent.log_determinant())
 
 
 class _Resolvent(NamedTuple):

@@ -97,7 +97,11 @@ class SymmetricLowRank:
         coordinates = tall.gram(self.factors, v).astype(core.dtype)
         return tall.combine(product(core, coordinates), self.factors)
 
-    __matmul__ = __rmatmul__ = matvec = mv
+    __matmul__ = __rmatmul__ = mv
+
+    def matvec(self, v: Vector) -> Vector:
+        """Computes `H v` as SciPy asks for it: a NumPy vector may be a column or whole numbers."""
+        return self.mv(checks.of_scipy(v, self.factors))
 
     @jax.jit
     def bilinear(self, u: Vector, v: Vector) -> jax.Array:
