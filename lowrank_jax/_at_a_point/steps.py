@@ -37,7 +37,7 @@ from lowrank_jax._core.types import Vector
 LADDER = 6  # rungs
 TOP = 6  # of the ladder, in octaves above |x|
 ORIGIN = -50  # its lowest rung where x = 0, in octaves above 1
-BELOW = 6  # octaves from the lowest rung of the zoom to what it is about
+BELOW = 4  # octaves from the lowest rung of the zoom to what it is about
 ZOOM = (0, 4, 8)  # its rungs, in octaves above the lowest
 RUNGS = LADDER + len(ZOOM)
 
