@@ -189,8 +189,7 @@ def _fit(
     a, k = pairs.products()
     m, eye = pairs.symmetric(a), xla.once(jnp.eye(len(a), dtype=a.dtype))
     c = _damped_inverse(m, k, pairs.kept, eye, extrapolate)
-    core = jnp.stack([m, eye, eye, c]).reshape(2, 2, *a.shape).swapaxes(1, 2)
-    core = core.reshape(2 * len(a), 2 * len(a))  # [[M, I], [I, C]], by one concatenation
+    core = jnp.block([[m, eye], [eye, c]])
     factors = pairs.rows(_factors, a)  # the rows of Q and P
 
     scale = pairs.unit * scaling.nan_unless(valid, core.dtype)
