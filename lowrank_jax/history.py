@@ -21,9 +21,11 @@ class History(NamedTuple):
     Attributes:
       steps: the ring of steps, leaves with a leading axis `size`; unused rows are zero.
       grad_diffs: the ring of gradient differences; pair k is in row `k % size`.
-      norms: (size, 2), of the larger point and the larger gradient of each pair.
+      norms: (size, 2), of the larger point and the larger gradient of each pair; those that were
+        given in a coarser dtype count for as much more as their rounding is larger.
       params: the last point.
       grads: the gradient there.
+      last: (2,), their norms, counted likewise.
       points: how many different points were taken up, one more than pairs.
       skipped: how many pushes were left out, as they were not finite.
     """
@@ -33,6 +35,7 @@ class History(NamedTuple):
     norms: jax.Array
     params: Vector
     grads: Vector
+    last: jax.Array
     points: jax.Array
     skipped: jax.Array
 
@@ -71,7 +74,9 @@ def init(params: Vector, size: int) -> History:
 
     # Each array is its own, so that a history can be donated.
     norms = jnp.zeros((size, 2), structure.compute_dtype(params))
-    return History(ring(), ring(), norms, point(), point(), count(), count())
+    return History(
+        ring(), ring(), norms, point(), point(), jnp.zeros_like(norms[0]), count(), count()
+    )
 
 
 def push(history: History, params: Vector, grads: Vector) -> History:
@@ -109,16 +114,15 @@ def push(history: History, params: Vector, grads: Vector) -> History:
              [0., 2.]], dtype=float32)
     """
     checks.instance(history, "history", History)
-    new = []
     for tree, name in ((params, "params"), (grads, "grads")):
-        tree = checks.vector(tree, name)
-        checks.like(tree, name, history.params, "the history")
-        new.append(structure.cast_like(tree, history.params))
-    return _push(history, *new)
+        checks.like(checks.vector(tree, name), name, history.params, "the history")
+    return _push(history, *map(checks.vector, (params, grads), ("params", "grads")))
 
 
 @jax.jit
 def _push(history, params, grads):
+    last = jnp.stack([_norm(tree, history.params) for tree in (params, grads)])
+    params, grads = (structure.cast_like(tree, history.params) for tree in (params, grads))
     step = tall.minus(params, history.params)
     grad_diff = tall.minus(grads, history.grads)
     finite = tall.finite((params, grads, step, grad_diff))
@@ -131,20 +135,25 @@ def _push(history, params, grads):
         row = jnp.where(finite & moved & ~first, row.astype(old.dtype), old)
         return lax.dynamic_update_index_in_dim(ring, row, index, 0)
 
-    def last(new, old):
+    def keep(new, old):
         return jnp.where(finite, new, old)
 
-    ends = ((history.params, params), (history.grads, grads))
-    norms = jnp.stack([jnp.maximum(*map(scaling.norm, pair)) for pair in ends])
     return History(
         jax.tree.map(write, history.steps, step),
         jax.tree.map(write, history.grad_diffs, grad_diff),
-        write(history.norms, norms),
-        jax.tree.map(last, params, history.params),
-        jax.tree.map(last, grads, history.grads),
+        write(history.norms, jnp.maximum(last, history.last)),
+        jax.tree.map(keep, params, history.params),
+        jax.tree.map(keep, grads, history.grads),
+        keep(last, history.last),
         history.points + (finite & moved).astype(jnp.int32),
         history.skipped + (~finite).astype(jnp.int32),
     )
+
+
+def _norm(tree, kept):
+    """The norm, times by how much the rounding of what was given is larger than of what is kept."""
+    coarser = max(structure.resolution(tree) / structure.resolution(kept), 1)
+    return coarser * scaling.norm(tree).astype(structure.compute_dtype(kept))
 
 
 def pairs(history: History) -> SecantPairs:

@@ -7,7 +7,7 @@ import pytest
 
 import lowrank_jax as lrj
 from lowrank_jax import history
-from tests import reference
+from tests import draws, reference
 
 SIZE, DIM = 4, 7
 
@@ -132,3 +132,20 @@ def test_a_batch_of_scans_is_each_loop(rng):
         scanned(points, grads),
         *loops,
     )
+
+
+@pytest.mark.parametrize("coarse", ["first", "second", "both"])
+def test_the_rounding_is_that_of_the_gradients_that_were_given(rng, coarse):
+    """bfloat16 gradients at float32 parameters: the difference is off by their rounding."""
+    a, x = draws.symmetric(rng, 40), rng.normal(size=40)
+    points = np.stack([x, x + 1e-2 * rng.normal(size=40)]).astype(np.float32)
+    exact = points.astype(float) @ a
+    past, given = lrj.history.init(points[0], 1), []
+    for order, point, grad in zip(("first", "second"), points, exact, strict=True):
+        dtype = jnp.bfloat16 if coarse in (order, "both") else jnp.float32
+        given.append(jnp.asarray(grad, dtype))
+        past = lrj.history.push(past, point, given[-1])
+    pairs = lrj.history.pairs(past)
+    true = np.linalg.norm(np.asarray(pairs.grad_diffs[0], float) - (exact[1] - exact[0]))
+    true /= np.linalg.norm(exact[1] - exact[0])
+    assert true < float(pairs.rounding[0]) < 20 * true

@@ -74,7 +74,7 @@ def _ritz_pairs(steps, grad_diffs):
     if min(n, structure.size(vector)) == 0:
         return RitzPairs(jnp.zeros(n, dtype), steps, jnp.full(n, jnp.inf, dtype))
     if n > structure.size(vector):
-        wide = compress_to_dimension(*wide, eps=eps)
+        wide = compress_to_dimension(*wide, eps=eps)[:2]
     else:
         wide = tuple(map(structure.pack, wide))
     whitened = whiten(*wide, eps=eps)
@@ -93,10 +93,10 @@ def _ritz_pairs(steps, grad_diffs):
     both = whitened.rows(_vectors_and_residuals, (u, values))
     vectors = jax.tree.map(lambda x: x[: len(u)], both)
     rest = jax.tree.map(lambda x: x[len(u) :], both)
-    valid = scaling.nan_unless(whitened.finite, dtype) * whitened.unit
     residuals = jnp.where(empty, jnp.inf, scaling.norms(rest))
     vectors = _rows_like(vectors, vector)
-    found = RitzPairs(valid * values, structure.cast_like(vectors, steps), valid * residuals)
+    unit = whitened.unit
+    found = RitzPairs(unit * values, structure.cast_like(vectors, steps), unit * residuals)
     missing = RitzPairs(0, jax.tree.map(lambda _: 0, vector), jnp.inf)
     return jax.tree.map(lambda x, fill: _padded(x, n, fill), found, missing)
 
