@@ -59,6 +59,7 @@ def main():
     for leaves in (20, 40):
         found |= of_methods((*few, "positive_part"), 32, leaves)
     pairs = lrj.SecantPairs(rows(16), rows(16))
+    found["fit"] = count(lrj.fit, pairs)
     found["diagnose"] = count(lrj.diagnose, operator(32), pairs)
     json.dump(found, sys.stdout)
 

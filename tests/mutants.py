@@ -74,6 +74,27 @@ MUTANTS = (
         "test_fit.py::test_traced_options_out_of_range_give_no_plausible_operator",
     ),
     Mutant(
+        "two measurements of one number count alike",
+        "_clouds.whitened",
+        "return m + symmetrize(lyapunov(*self.quality, weighted + weighted.T))",
+        "return m",
+        "test_weights.py::test_where_steps_span_the_space_it_is_weighted_least_squares[as many]",
+    ),
+    Mutant(
+        "what a base explains is fitted again",
+        "_clouds.fit",
+        "jax.tree.map(jnp.subtract, y, images)",
+        "y",
+        "test_base.py::test_it_is_changed_as_little_as_the_pairs_ask_for[a number]",
+    ),
+    Mutant(
+        "a coarse gradient counts as a fine one",
+        "history",
+        "return coarser * scaling.norm(tree)",
+        "return scaling.norm(tree)",
+        "test_history.py::test_the_rounding_is_that_of_the_gradients_that_were_given[second]",
+    ),
+    Mutant(
         "weights are forgotten",
         "_clouds.whitened",
         "weighted = r.T * weights[None, :]",
@@ -165,6 +186,13 @@ MUTANTS = (
         "lower = jnp.tril(change) - jnp.diag(diagonal(change)) / 2",
         "lower = jnp.tril(change)",
         "test_spectral.py::test_second_derivatives_of_the_inverse_root_are_those_of_the_inverse",
+    ),
+    Mutant(
+        "every kernel compares indices anew",
+        "_core.xla",
+        "return lax.optimization_barrier(x)",
+        "return x",
+        "test_lowering.py::test_no_kernel_compares_indices_of_a_matrix_anew",
     ),
     Mutant(
         "one of a batch ends the loop for all",

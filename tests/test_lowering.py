@@ -268,6 +268,18 @@ def independent_factorizations(jaxpr):
     return independent
 
 
+def test_no_kernel_compares_indices_of_a_matrix_anew():
+    """The diagonal of an identity: compared once, and read from memory by all that need it."""
+    jaxpr = jax.make_jaxpr(lrj.fit)(PAIRS).jaxpr
+    kept = [e for e in equations(jaxpr) if e.primitive.name == "optimization_barrier"]
+    compared = [
+        equation
+        for equation in equations(jaxpr)
+        if equation.primitive.name == "eq" and equation.outvars[0].aval.shape == (N, N)
+    ]
+    assert len(kept) == len(compared) > 0
+
+
 def test_the_walker_finds_a_planted_qr():
     @jax.custom_jvp
     def planted(x):

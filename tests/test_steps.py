@@ -113,6 +113,18 @@ def test_the_ladder_is_climbed_from_below_and_no_further_than_it_must(rng):
     assert max(longest) > 1e-6
 
 
+@pytest.mark.parametrize("jitted", [False, True])
+def test_where_short_steps_agree_to_the_last_bit_no_long_one_is_taken(jitted):
+    """A quadratic and a bounded part, at its centre: steps of 100 agree as well, on 100 for 99."""
+
+    def loss(x):
+        return 50 * x[0] ** 2 - 20 * x[1] ** 2 + jnp.sum(jnp.cos(x))
+
+    at = lrj.lowrank_hessian(loss, 4, passes=3)
+    h = (jax.jit(at) if jitted else at)(jnp.zeros(30, jnp.float32), key=KEY)
+    np.testing.assert_allclose(h.truncate(2).eigenvalues()[:2], [99, -41], rtol=1e-4)
+
+
 def test_what_no_step_can_measure_is_flagged(rng):
     """Kinks at the point itself, and noise as large as the gradient."""
     w, x = rng.normal(size=(40, 12)), np.zeros(12)

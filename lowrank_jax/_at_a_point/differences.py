@@ -279,7 +279,9 @@ def _finished(pairs, given, memory, probes):
         first = (jax.tree.map(lambda x: x[::probes], each) for each in rows)
         sizes, slopes = map(scaling.norms, first)
         largest = jnp.max(slopes * scaling.reciprocal(sizes))
-        rounding = lax.stop_gradient(scaling.ratio(memory.errors, largest))
+        # Where two steps agree to the last bit, the last bit is what is left to doubt.
+        rounding = jnp.maximum(scaling.ratio(memory.errors, largest), structure.resolution(rows))
+        rounding = lax.stop_gradient(rounding)
     return SecantPairs(*(tall.scale(lengths, each) for each in rows), rounding)
 
 

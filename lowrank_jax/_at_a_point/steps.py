@@ -225,7 +225,9 @@ def _optimum(exponents, sizes, gaps, power):
     noise = jnp.min(jnp.where(used, logs + exponents[:-1], jnp.inf))
     truncation = jnp.min(jnp.where(used, logs - power * exponents[1:], jnp.inf))
     found = (noise - truncation - math.log2(power)) / (power + 1)
-    found = jnp.where(truncation == -jnp.inf, exponents[-1], found)
+    # Where neighbours agree to the last bit, as far as they do and no farther.
+    exact = jnp.where(used & (gaps[1:] == 0), exponents[1:], -jnp.inf)
+    found = jnp.where(truncation == -jnp.inf, jnp.max(exact), found)
     found = jnp.where(jnp.any(used), found, exponents[len(exponents) // 2])
     # Where one gap tells of both, this is the middle of two rungs: no tie for rounding to decide.
     return jnp.clip(jnp.floor(found + 0.25), exponents[0], exponents[-1])

@@ -80,10 +80,11 @@ class WhitenedPairs(NamedTuple):
 
     def symmetric(self, a: jax.Array) -> jax.Array:
         """The M of this module's text."""
+        m = symmetrize(a)
         if self.quality is None:
-            return symmetrize(a)
-        weighted = product(self.quality[0], a)
-        return symmetrize(lyapunov(*self.quality, weighted + weighted.T))
+            return m
+        weighted = product(self.quality[0], a - m)  # of A = M alone nothing is left to be rounded
+        return m + symmetrize(lyapunov(*self.quality, weighted + weighted.T))
 
     def rows(self, f: Callable, small: Any = None) -> Rows:
         """The rows `f(small, Q, Z)` in one pass; f computes column by column, from leaves.

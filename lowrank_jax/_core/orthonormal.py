@@ -105,7 +105,6 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
     (1990), for pivots and rank.
     """
     n, dtype = structure.length(rows), structure.compute_dtype(rows)
-    own = float(jnp.finfo(dtype).eps)
     noise = rounding_of_rows(n, dtype, eps)
     eye = xla.once(jnp.eye(n, dtype=dtype))
     scale = 1 / scaling.power_of_two(scaling.max_abs(rows))
@@ -122,8 +121,7 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
         inner = measure(combine)
         seen = diagonal(inner) > 4 * noise**2 * jnp.sum(combine * combine, axis=1)
         off = jnp.where(kept[:, None] & kept[None, :], inner - eye, 0)
-        # Off by eps^(1/3): `inverse_root` is right to eps then.
-        settled = (jnp.sum(off * off) < own ** (2 / 3)) & jnp.all(seen | ~kept)
+        settled = (jnp.sum(off * off) < 1 / 16) & jnp.all(seen | ~kept)
         return settled, combine, inner, kept & seen, off
 
     inner = inner * jnp.outer(fixed_unit, fixed_unit)

@@ -71,14 +71,22 @@ def _eigh_jvp(primals, tangents):
 
 @jax.custom_jvp
 def inverse_root(e: jax.Array) -> jax.Array:
-    """V with `(I + V) (I + E) (I + V)^T = I` for a small symmetric E: `V = -E / 2 + 3 E^2 / 8`.
+    """V with `(I + V) (I + E) (I + V)^T = I` for a symmetric E of norm below 1/4.
 
-    The first terms of `(I + E)^(-1/2)`: for |E| = t the error is `5 t^3 / 16`. With W = I + V
+    `(I + E)^(-1/2)` by its first terms, `V = -E / 2 + 3 E^2 / 8`, three times, each time of what is
+    left: of |E| = t the first leaves `5 t^3 / 16`. With W = I + V
     and L(.) for the lower triangle and half of the diagonal, `dV = -L(W dE W^T) W` gives
     W (I + E) W^T no derivative, of any order: it is that of a Cholesky factor, so that second
     ones commute. Where a row of E is zero, so is that of V.
     """
-    return -e / 2 + 3 / 8 * product(e, e)
+
+    def improve(_, v):
+        image = v + product(v, e)  # W (I + E) - I - E
+        left = e + image + image.T + product(image, v)
+        change = 3 / 8 * product(left, left) - left / 2
+        return v + change + product(change, v)
+
+    return lax.fori_loop(0, 3, improve, xla.vary_like(jnp.zeros_like(e), e))
 
 
 @inverse_root.defjvp
