@@ -131,3 +131,26 @@ def test_a_shift_of_nothing_is_none(rng):
     np.testing.assert_allclose(lrj.choose_shift((1e-200 * s, 3e-200 * s)), 3, rtol=1e-12)
     many = jax.jit(jax.vmap(lambda s: lrj.choose_shift((s, 2 * s))))(rng.normal(size=(3, 5, DIM)))
     np.testing.assert_allclose(many, 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_evidence_of_a_convex_posterior_is_a_number(rng, dtype):
+    """Log-determinants of a logistic posterior with a prior precision for each of 31 weights."""
+    dim = 31
+    inputs, signs = rng.normal(size=(200, dim)), np.sign(rng.normal(size=200))
+    inputs *= 0.8 ** np.arange(dim)
+    prior = rng.uniform(0.5, 2, dim).astype(dtype)
+
+    def loss(w, inputs, signs):
+        return jnp.sum(jax.nn.softplus(-signs * (inputs @ w)))
+
+    data = inputs.astype(dtype), signs.astype(dtype)
+    w = np.zeros(dim, dtype)
+    exact = np.asarray(jax.hessian(loss)(w.astype(float), inputs, signs)) + np.diag(prior)
+    exact, found = np.linalg.slogdet(exact)[1], []
+    for count in (9, 13, 17, 33):
+        points = (w + 1e-2 * rng.normal(size=(count, dim))).astype(dtype)
+        h = lrj.secant_hessian(loss)(points, *data)
+        found.append(float(h.positive_part().logdet(prior)))
+    assert np.isfinite(found).all()
+    assert (np.abs(np.array(found) - exact) < [6, 2, 1, 0.01]).all()

@@ -194,3 +194,18 @@ def test_gradients_that_are_coarser_than_the_point(rng):
         h = lrj.lowrank_hessian_from_gradient(gradient, 6)(x, key=KEY)
         exact = a + np.diag(3 * x.astype(float) ** 2)
         assert reference.relative_error(h.to_dense(), exact) < tolerance
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_how_the_point_is_rounded_drops_out_of_all_comparisons(rng, jitted):
+    """A quadratic about the point itself, far from the origin: the shortest steps agree exactly."""
+    a = draws.symmetric(rng, 8).astype(np.float32)
+    x = (100 + rng.normal(size=8)).astype(np.float32)
+
+    def loss(y):
+        return jnp.vdot(y - x, a @ (y - x)) / 2
+
+    at = lrj.lowrank_hessian(loss, 2, passes=1, return_pairs=True)
+    _h, pairs = (jax.jit(at) if jitted else at)(x, key=KEY)
+    assert np.max(pairs.rounding) < 1e-5
+    assert np.max(np.linalg.norm(pairs.steps, axis=1)) < 1e-2 * np.linalg.norm(x)

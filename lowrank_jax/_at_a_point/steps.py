@@ -49,7 +49,6 @@ class Search(NamedTuple):
       floor: the exponent of the shortest step that x resolves.
       center: that of the length that the zoom is about.
       base: that of h_1.
-      step: s_1.
       quotient: the last one.
       exponents: (RUNGS,), of the lengths.
       sizes: (RUNGS,), of the quotients; negative for rungs that were left out.
@@ -59,7 +58,6 @@ class Search(NamedTuple):
     floor: jax.Array
     center: jax.Array
     base: jax.Array
-    step: Vector
     quotient: Vector
     exponents: jax.Array
     sizes: jax.Array
@@ -130,7 +128,6 @@ def _begun(x, eps, before):
         floor=jnp.where(origin, -jnp.inf, octave + jnp.log2(own)),
         center=ladder[0] + BELOW if before is None else jnp.round(jnp.log2(before)),
         base=ladder[0],
-        step=jax.tree.map(jnp.zeros_like, x),
         quotient=jax.tree.map(jnp.zeros_like, x),
         exponents=jnp.concatenate([ladder, jnp.zeros(len(ZOOM), size.dtype)]),
         sizes=jnp.full(RUNGS, -1, size.dtype),
@@ -153,13 +150,10 @@ def _aimed(search, x, v, i, power):
     search = search._replace(center=center, exponents=exponents)
     base = jnp.where(i == 0, exponents[0], search.base)
     base = jnp.where(i == LADDER, lowest, jnp.where(i == RUNGS, _exponent(search, power), base))
-    new = (i == 0) | (i == LADDER) | (i == RUNGS)
     moved = tall.axpy(x, _two_to(base), v)
-    step = jax.tree.map(
-        lambda old, y, x: jnp.where(new, (y - x).astype(x.dtype), old), search.step, moved, x
-    )
+    step = jax.tree.map(lambda y, x: (y - x).astype(x.dtype), moved, x)
     factor = _two_to(_of_rung(search._replace(base=base), i) - base)
-    return search._replace(base=base, step=step), tall.times(factor, step)
+    return search._replace(base=base), tall.times(factor, step)
 
 
 @partial(jax.jit, donate_argnums=0)
