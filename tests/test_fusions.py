@@ -13,14 +13,14 @@ ROOT = Path(__file__).parent.parent
 ROOM = 1.15
 MEASURED = {  # with 32 factors, in one array
     "product": 2,
-    "eigh": 52,
-    "solve": 55,
-    "solve, one number a coordinate": 74,
-    "logdet": 48,
-    "inverse": 61,
-    "positive_part": 55,
-    "truncate": 54,
-    "sample": 82,
+    "eigh": 64,
+    "solve": 67,
+    "solve, one number a coordinate": 86,
+    "logdet": 60,
+    "inverse": 72,
+    "positive_part": 67,
+    "truncate": 66,
+    "sample": 87,
 }
 
 
@@ -59,6 +59,6 @@ def test_a_leaf_costs_two_operations_at_most(counts, name):
     assert few <= counts[f"{name}, 32, None"] + 2 * 20
 
 
-@pytest.mark.parametrize(("name", "measured"), [("fit", 74), ("diagnose", 273)])
+@pytest.mark.parametrize(("name", "measured"), [("fit", 86), ("diagnose", 312)])
 def test_of_clouds_programs_are_not_larger_than_they_were(counts, name, measured):
     assert counts[name] <= ROOM * measured
