@@ -48,7 +48,7 @@ def test_programs_are_not_larger_than_they_were(counts, name):
 @pytest.mark.parametrize("name", ["product", "eigh", "solve", "logdet"])
 def test_nothing_is_unrolled_over_factors(counts, name):
     """Above 32 sums of many rows are loops."""
-    assert counts[f"{name}, 34, None"] <= counts[f"{name}, 32, None"] + 32
+    assert counts[f"{name}, 34, None"] <= counts[f"{name}, 32, None"] + 40
     assert counts[f"{name}, 600, None"] <= counts[f"{name}, 34, None"]
 
 
