@@ -124,6 +124,21 @@ def test_the_shift_that_is_chosen_is_near_the_best(rng, n):
     assert np.mean(chosen <= 1.02 * none + 1e-12) >= 0.95
 
 
+def test_a_bulk_between_outliers_is_found_exactly_and_zero_pairs_say_nothing(rng):
+    """Of n steps as many eigenvalues less the outliers are the bulk's; also where steps depend."""
+    dim = 100
+    u = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    a = (u * (1 + np.where(np.arange(dim) < 2, [30.0, -20] + [0] * (dim - 2), 0))) @ u.T
+    s = rng.normal(size=(8, dim))
+    s[7] = s[6] + s[5]
+    for steps in (s, np.pad(s, ((0, 9), (0, 0)))):
+        np.testing.assert_allclose(lrj.choose_shift((steps, steps @ a)), 1, rtol=1e-9)
+    definite = (u * np.linspace(3, 4, dim)) @ u.T
+    padded = np.pad(s[:6], ((0, 9), (0, 0)))
+    expected = lrj.choose_shift((s[:6], s[:6] @ definite))
+    np.testing.assert_allclose(lrj.choose_shift((padded, padded @ definite)), expected, rtol=1e-9)
+
+
 def test_a_shift_of_nothing_is_none(rng):
     s = rng.normal(size=(4, DIM))
     assert np.isnan(lrj.choose_shift((0 * s, s)))

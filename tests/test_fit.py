@@ -7,6 +7,7 @@ import pytest
 
 import lowrank_jax as lrj
 from lowrank_jax._clouds import fit as fitting
+from lowrank_jax._clouds.whitened import whiten
 from tests import draws, reference
 
 EXTRAPOLATIONS = (0, 0.4, 2 / 3, 1)
@@ -181,6 +182,15 @@ def test_data_beyond_the_range_of_float32_is_never_a_plausible_zero(rng):
     padded = np.array([[0, 0], [1, 0]], np.float32)
     h = fitted(padded, np.array([[1e30, 0], [2e-10, 0]], np.float32), 1)
     np.testing.assert_allclose(h, [[2e-10, 0], [0, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("of_steps", [True, False])
+def test_the_unit_of_pairs_that_are_not_finite_is_no_number(rng, of_steps, bad):
+    s, y = rng.normal(size=(2, 4, 9))
+    assert np.isfinite(whiten(s, y, eps=2.0**-52).unit)
+    (s if of_steps else y)[2, 3] = bad
+    assert np.isnan(whiten(s, y, eps=2.0**-52).unit)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])

@@ -6,12 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOM = 1.15
-MEASURED = {  # with 32 factors, in one array
+MEASURED = {  # with 32 factors, in one array; on JAX 0.12, and nearly the same on 0.10
     "product": 2,
     "eigh": 64,
     "solve": 67,
@@ -26,8 +25,6 @@ MEASURED = {  # with 32 factors, in one array
 
 @pytest.fixture(scope="module")
 def counts():
-    if jax.__version_info__[:2] != (0, 12):
-        pytest.skip("counted on JAX 0.12")
     run = subprocess.run(
         [sys.executable, "tests/fusion_counts.py"],
         cwd=ROOT,

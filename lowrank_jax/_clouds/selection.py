@@ -1,5 +1,6 @@
 """Options of the fit chosen by predicting each pair from the others."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,6 @@ from lowrank_jax._core.types import Rows, Scalar
 
 EXTRAPOLATIONS = (0, 1 / 2, 2 / 3, 4 / 5)
 SHIFTS = (0, 1 / 4, 1 / 2, 3 / 4, 1)  # times the median curvature of the steps
-MARGIN = 0.1
 RTOLS = (0, 1e-3, 1e-2, 1e-1, 0.3)
 
 
@@ -68,7 +68,7 @@ def choose_shift(
     0. Tried are 0, 1/4, 1/2, 3/4 and 1 times the median of the curvatures
     `<s_i, y_i> / |s_i|^2`, and the least, the middle and the largest eigenvalue of H within the
     span of the steps: the middle one is a bulk's where outliers are few.
-    Chosen as `choose_extrapolation` does, but 0 is kept unless another c is better by a tenth.
+    Chosen as `choose_extrapolation` does.
     With four pairs or fewer, or the steps of an optimiser, the pairs left out say little of that.
 
     Args:
@@ -106,22 +106,20 @@ def _choose_shift(pairs, extrapolate):
     curvatures = jnp.where(used, jnp.sum(s * y, axis=1) * scaling.reciprocal(squares), jnp.nan)
     median = jnp.nanmedian(curvatures)
     z = product(short.transform, y)
-    missing = jnp.where(diagonal(product(short.transform, s[:, : len(s)])) > 0.5, 0, median)
-    m = symmetrize(z[:, : len(z)]) + jnp.diag(missing)
-    within = jnp.linalg.eigvalsh(m, symmetrize_input=False)[jnp.array([0, len(m) // 2, -1])]
+    m = symmetrize(z[:, : len(z)])
+    # Rows beyond the rank are zero: their own eigenvalue sorts them behind all others.
+    beyond = diagonal(product(short.transform, s[:, : len(s)])) < 0.5
+    apart = jnp.where(beyond, 2 * scaling.norm(m) + 1, 0)
+    values = jnp.linalg.eigvalsh(m + jnp.diag(apart), symmetrize_input=False)
+    within = values[jnp.stack([0, short.rank // 2, short.rank - 1])]
     candidates = jnp.concatenate([median * jnp.array(SHIFTS, median.dtype), within])
 
     def left_out(c):
         return left_out_errors(SecantPairs(s, y - c * s), extrapolate=extrapolate)
 
-    errors = jax.vmap(left_out)(candidates)
-    logs = jnp.log(jnp.maximum(errors, jnp.finfo(errors.dtype).tiny))
-    means = jnp.sum(logs, axis=1) / jnp.maximum(jnp.sum(used), 1).astype(logs.dtype)
-    best = jnp.argmin(means)
-    best = jnp.where(means[best] < means[0] - MARGIN, best, 0)
-    valid = jnp.any(used) & jnp.all(jnp.isfinite(errors))
+    chosen = _least(left_out, candidates, short.pairs)
     unit_s, unit_y = (_unit(structure.widen(rows))[0] for rows in (pairs.steps, pairs.grad_diffs))
-    return jnp.where(valid, candidates[best] * unit_y / unit_s, jnp.nan)
+    return chosen * unit_y / unit_s
 
 
 def choose_rtol(
@@ -169,7 +167,15 @@ def _choose_rtol(pairs, extrapolate):
 def _choose(pairs, candidates, left_out):
     short = compressed(lax.stop_gradient(pairs)).pairs
     candidates = jnp.array(candidates, short.steps.dtype)
-    errors = jax.vmap(left_out, in_axes=(None, 0))(short, candidates)
+    return _least(partial(left_out, short), candidates, short)
+
+
+def _least(left_out, candidates, short):
+    """The candidate with the least geometric mean of what it misses of the pairs left out.
+
+    NaN where no pair has a step, or an error is not finite.
+    """
+    errors = jax.vmap(left_out)(candidates)
     logs = jnp.log(jnp.maximum(errors, jnp.finfo(errors.dtype).tiny))
     best = jnp.argmin(jnp.sum(logs, axis=1))
     valid = jnp.any(scaling.norms(short.steps) > 0) & jnp.all(jnp.isfinite(errors))
