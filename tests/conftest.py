@@ -8,6 +8,7 @@ notebooks, in processes of their own, have them there too.
 
 import gc
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -28,6 +29,18 @@ jax.config.update("jax_disable_most_optimizations", is_set("JAX_DISABLE_MOST_OPT
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(100_000, 20, 20)  # programs stay: walking them again and again takes minutes
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Drops all programs between two files where they are many.
+
+    Each takes a hundred maps of memory. Linux gives a process 65,530, and LLVM dies without.
+    """
+    maps = Path("/proc/self/maps")
+    between = nextitem is not None and nextitem.path != item.path
+    if between and maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
