@@ -1,6 +1,7 @@
 # Each target makes the environment that it needs: Python and make are enough.
 #   make demo | test | lint             with the default Python
 #   make check                          lint and every docstring's example: for while you work
+#   make soak                           random problems through every public function, 20 minutes
 #   make device                         checks and benchmarks of the device that JAX finds
 #   make bench | bench-quick | figures  all benchmarks, the same in minutes, README figures of them
 #   PYTHON=python3.13 make test         with another one
@@ -10,7 +11,7 @@ VENV := .venv-$(VERSION)
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint bench bench-quick device figures format clean
+.PHONY: demo test check soak lint bench bench-quick device figures format clean
 
 demo: $(READY)
 	$(BIN)/python notebooks/01_quickstart.py
@@ -18,6 +19,9 @@ demo: $(READY)
 # One thread of linear algebra for each process: more would wait for each other.
 test: $(READY)
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=15
+
+soak: $(READY)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.soak
 
 check: lint
 	$(BIN)/python -m pytest --quiet tests/test_layout.py

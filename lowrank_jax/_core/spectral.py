@@ -228,29 +228,32 @@ def _kept_reciprocal(w, keep):
     return jnp.where(keep, scaling.reciprocal(jnp.where(keep, w, 0)), 0)
 
 
-def matrix_function(f: Callable, m: jax.Array, w: jax.Array, v: jax.Array) -> jax.Array:
-    """`f(M) = V diag(f(w)) V^T` for `w, V = eigh(M)` and f elementwise on arrays of one axis.
+def matrix_function(
+    f: Callable, value: jax.Array, m: jax.Array, w: jax.Array, v: jax.Array
+) -> jax.Array:
+    """A value that differs from `f(M) = V diag(f(w)) V^T` by a constant, if at all.
 
-    The derivative is that of the text above, phi by divided differences, or by the mean of f'
-    between two eigenvalues where they are near; f' is evaluated for derivatives alone. f may
-    close over traced values. The second derivative is right where the eigenvalues are distinct.
+    For `w, V = eigh(M)` and f elementwise on arrays of one axis. The derivative is that of the text
+    above, phi by divided differences, or by the mean of f' between two eigenvalues where they
+    are near; f and f' are evaluated for derivatives alone. f may close over traced values. The
+    second derivative is right where the eigenvalues are distinct.
     """
     f, captured = jax.closure_convert(f, w)
-    return _matrix_function(f, m, w, v, captured)
+    return _matrix_function(f, value, m, w, v, captured)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _matrix_function(f, m, w, v, captured):
-    del m
-    return product(v * f(w, *captured)[None, :], v.T)
+def _matrix_function(f, value, m, w, v, captured):
+    del f, m, w, v, captured
+    return value
 
 
 @_matrix_function.defjvp
 def _matrix_function_jvp(f, primals, tangents):
-    _, w, v, captured = primals
-    by_m = _divided_differences(lambda w: f(w, *captured), w) * product(v.T, tangents[0], v)
-    by_f = jax.jvp(lambda c: f(w, *c), (captured,), (tangents[3],))[1]
-    return _matrix_function(f, *primals), product(v, by_m + jnp.diag(by_f), v.T)
+    _, _, w, v, captured = primals
+    by_m = _divided_differences(lambda w: f(w, *captured), w) * product(v.T, tangents[1], v)
+    by_f = jax.jvp(lambda c: f(w, *c), (captured,), (tangents[4],))[1]
+    return _matrix_function(f, *primals), symmetrize(product(v, by_m + jnp.diag(by_f), v.T))
 
 
 def _slope(f, x):

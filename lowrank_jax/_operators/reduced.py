@@ -72,19 +72,36 @@ def function(f: Callable, slope: jax.Array, found: Reduced) -> jax.Array:
     """The core of `f(H)` for the factors Q, `f(0) = 0` and `f'(0) = slope`.
 
     Beside f(A) it has what couples zero rows of Q to the others in `f(H) = Q^T A' g(A) Q`,
-    `g(x) = f(x) / x`: their first derivatives are right.
+    `g(x) = f(x) / x`: their first derivatives are right. Where nothing is traced, f is called
+    as it is, between two programs that are compiled once.
     """
-    w, v = spectrum(found)
-    free = 1 - found.basis.kept
-    slope = slope * found.unit
-    largest = lax.stop_gradient(jnp.max(jnp.abs(w), initial=0))
-    safe = jnp.where(largest == 0, 1, largest)
+    w, v, safe = _spectrum(found)
 
     def of(w):
-        zero = w == 0
-        return jnp.where(zero, slope * w, f(jnp.where(zero, safe, w) * found.unit))
+        return jnp.where(w == 0, slope * found.unit * w, f(_nodes(w, safe, found.unit)))
 
-    ratio = jnp.where(w == 0, slope, of(w) * scaling.reciprocal(w))
+    known = _core_of_function(found, w, v, slope, f(_nodes(w, safe, found.unit)))
+    return matrix_function(of, lax.stop_gradient(known), found.small, w, v)
+
+
+@jax.jit
+def _spectrum(found):
+    """Eigenpairs of A, and what f is asked at in place of 0, where it may not be finite."""
+    w, v = spectrum(found)
+    largest = lax.stop_gradient(jnp.max(jnp.abs(w), initial=0))
+    return w, v, jnp.where(largest == 0, 1, largest)
+
+
+@jax.jit
+def _nodes(w, safe, unit):
+    """The eigenvalues of H."""
+    return jnp.where(w == 0, safe, w) * unit
+
+
+@jax.jit
+def _core_of_function(found, w, v, slope, values):
+    free, slope = 1 - found.basis.kept, slope * found.unit
+    values = jnp.where(w == 0, slope * w, values)
+    ratio = jnp.where(w == 0, slope, values * scaling.reciprocal(w))
     coupling = free[:, None] * product(found.half, v * ratio[None, :], v.T)
-    coupling = lax.stop_gradient(coupling)
-    return symmetrize(matrix_function(of, found.small, w, v)) + coupling + coupling.T
+    return symmetrize(product(v * values[None, :], v.T)) + coupling + coupling.T

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.spectral import mirror, product
@@ -465,16 +466,18 @@ def check_operator(h: Any, name: str) -> Rows:
 
 def _behaviour_at_zero(f, dtype):
     """f'(0), 0 where it is not finite; 1 where f(0) = 0, else an error or, if traced, NaN."""
-    zero = jnp.zeros(1, dtype)
+    zero = np.zeros(1, dtype)
     with jax.ensure_compile_time_eval(), jax.debug_nans(False):  # f' may not exist at 0
-        value, slope = jax.jvp(f, (zero,), (jnp.ones_like(zero),))
-        slope = jnp.where(jnp.isfinite(slope), slope, 0)
+        value, slope = jax.jvp(f, (zero,), (np.ones_like(zero),))
     if jnp.shape(value) != (1,):
         raise ValueError(
             f"f must map an array of eigenvalues of shape (1,) to the same shape, "
             f"got {jnp.shape(value)}"
         )
-    if not isinstance(value, jax.core.Tracer) and not value[0] == 0:
+    if isinstance(value, jax.core.Tracer):
+        finite = jnp.where(jnp.isfinite(slope[0]), slope[0], 0)
+        return finite, scaling.nan_unless(value[0] == 0, dtype)
+    value, slope = np.asarray(value), np.asarray(slope)
+    if value[0] != 0:
         raise ValueError(f"f must be 0 at 0, got {value[0]}; shift it, as the docstring shows")
-    valid = scaling.nan_unless(value[0] == 0, dtype)
-    return slope[0], valid
+    return np.where(np.isfinite(slope), slope, 0)[0], np.ones((), dtype)
