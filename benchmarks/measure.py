@@ -144,6 +144,11 @@ def peak_bytes(function: Callable, *args: Any) -> int | None:
 
 def _peak_after(function, args):
     jax.block_until_ready(function(*args))
+    return held_bytes()
+
+
+def held_bytes() -> int | None:
+    """The most memory that this process has held; Linux only."""
     status = Path("/proc/self/status")  # `ru_maxrss` would begin with that of the parent process
     if not status.exists():
         return None

@@ -1,7 +1,9 @@
 """What must hold on several devices; `test_devices` runs this with eight of them."""
 
+import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import lowrank_jax as lrj
+from benchmarks import scale
 
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "cpu"
 N, DIM = 6, 48
 COLLECTIVE = re.compile(
     r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
@@ -133,6 +137,15 @@ def test_along_the_long_axis_only_sums_of_small_matrices_travel(axis_type):
             moved = collectives(*program)
             assert set(moved) == {"all-reduce"}, (name, moved)
             assert moved["all-reduce"] <= 4 * (2 * n) ** 2, (name, moved)
+
+
+def test_a_fit_takes_the_memory_that_the_arithmetic_for_many_devices_says():
+    """In units of the pairs, which are known: `benchmarks.scale` writes what pages show."""
+    said = json.loads((RESULTS / "scale.json").read_text())["arithmetic"]["dtypes"]
+    found = scale.arithmetic(10**7)["dtypes"]
+    for dtype, of in said.items():
+        for name, units in of["units"].items():
+            assert found[dtype]["units"][name] == pytest.approx(units, rel=0.02), (dtype, name)
 
 
 def test_clouds_on_explicit_axes_are_spread_and_never_gathered():

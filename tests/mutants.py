@@ -244,6 +244,13 @@ MUTANTS = (
         "test_devices.py::test_passes_on_eight_devices",
     ),
     Mutant(
+        "the places of a loss's arguments are those of the call",
+        "_core.losses",
+        "places = dict(zip(positions, (x,) if alone else x, strict=True))",
+        "places = dict(zip(sorted(positions), (x,) if alone else x, strict=True))",
+        "test_products.py::test_products_of_a_tuple_of_arguments_take_tuples",
+    ),
+    Mutant(
         "no leaves are packed",
         "_core.structure",
         "return [alone and sum(small) > 1 and packs for packs in small]",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import lowrank_jax as lrj
+from tests.mutants import MUTANTS
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "lowrank_jax"
@@ -168,3 +169,9 @@ def test_every_public_name_is_exported_and_documented():
     named = tuple(getattr(lrj, name) for name in lrj.__all__ if name not in plain)
     assert all(">>>" in public.__doc__ for public in (*named, *functions))
     assert sorted(lrj.__all__) == lrj.__all__
+
+
+def test_every_module_of_the_engine_room_has_a_mutant():
+    """All but the names of types: see `mutants.py`."""
+    broken = {mutant.module for mutant in MUTANTS}
+    assert {name for name in FILES if name.startswith("_core.")} - broken == {"_core.types"}
