@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks import curvature, fits, measure, products, scale, steps, training
+from benchmarks import curvature, fits, measure, products, scale, steps, tasks, training
 from benchmarks.options import Options
 
 BENCHMARKS = {
@@ -27,6 +27,7 @@ BENCHMARKS = {
     "training": training.training,
     "networks": products.networks,
     "steps": steps.steps,
+    "tasks": tasks.tasks,
     "scale": scale.scale,
 }
 RESULTS = Path(__file__).parent / "results"
