@@ -121,11 +121,17 @@ def push(history: History, params: Vector, grads: Vector) -> History:
 
 @jax.jit
 def _push(history, params, grads):
-    last = jnp.stack([_norm(tree, history.params) for tree in (params, grads)])
-    params, grads = (structure.cast_like(tree, history.params) for tree in (params, grads))
-    step = tall.minus(params, history.params)
-    grad_diff = tall.minus(grads, history.grads)
-    finite = tall.finite((params, grads, step, grad_diff))
+    pattern, old = history.params, (history.params, history.grads)
+    new = tuple(structure.cast_like(tree, pattern) for tree in (params, grads))
+    finite = tall.finite((new, tall.minus(new, old)))
+    # What is left out is left out of derivatives too: 0 times NaN would be NaN.
+    params, grads = (
+        jax.tree.map(lambda x, y: jnp.where(finite, x, y.astype(x.dtype)), given, kept)
+        for given, kept in zip((params, grads), old, strict=True)
+    )
+    last = jnp.stack([_norm(tree, pattern) for tree in (params, grads)])
+    new = tuple(structure.cast_like(tree, pattern) for tree in (params, grads))
+    step, grad_diff = tall.minus(new, old)
     first = history.points == 0
     moved = first | (scaling.norm(step) > 0)
     index = (history.points - 1) % len(history.norms)
@@ -135,16 +141,12 @@ def _push(history, params, grads):
         row = jnp.where(finite & moved & ~first, row.astype(old.dtype), old)
         return lax.dynamic_update_index_in_dim(ring, row, index, 0)
 
-    def keep(new, old):
-        return jnp.where(finite, new, old)
-
     return History(
         jax.tree.map(write, history.steps, step),
         jax.tree.map(write, history.grad_diffs, grad_diff),
         write(history.norms, jnp.maximum(last, history.last)),
-        jax.tree.map(keep, params, history.params),
-        jax.tree.map(keep, grads, history.grads),
-        keep(last, history.last),
+        *new,
+        jnp.where(finite, last, history.last),
         history.points + (finite & moved).astype(jnp.int32),
         history.skipped + (~finite).astype(jnp.int32),
     )

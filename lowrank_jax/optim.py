@@ -108,9 +108,9 @@ def scale_by_secant(
             past = history.push(past, last, grad_fn(last))
         past = history.push(past, params, updates)
         fixed = None if damping is None else jnp.asarray(damping, past.norms.dtype)
-        scaled = direction(past.steps, past.grad_diffs, history.age(past), updates, fixed)
         usable = tall.finite(updates)
-        scaled = jax.tree.map(lambda x: jnp.where(usable, x, 0), scaled)
+        updates = jax.tree.map(lambda x: jnp.where(usable, x, 0), updates)
+        scaled = direction(past.steps, past.grad_diffs, history.age(past), updates, fixed)
         return scaled, ScaleBySecantState(past)
 
     return optax.GradientTransformationExtraArgs(init, update)
