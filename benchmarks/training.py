@@ -137,7 +137,9 @@ METHODS = {
     "Adam": Method(lambda loss, rate: optax.adam(rate)),
     "SGD, momentum 0.9": Method(lambda loss, rate: optax.sgd(rate, momentum=0.9)),
     "optax.lbfgs": Method(lambda loss, rate: optax.lbfgs(memory_size=MEMORY), _searched, True),
-    "secant_newton": Method(lambda loss, rate: optim.secant_newton(size=MEMORY), _searched, True),
+    "secant_newton": Method(
+        lambda loss, rate: optim.secant_newton(memory_size=MEMORY), _searched, True
+    ),
     "precondition_top_curvature": Method(_top_curvature, _probed),
 }
 

@@ -16,13 +16,13 @@ from lowrank_jax._core.types import Rows, Vector
 
 
 class History(NamedTuple):
-    """The last `size` pairs of a trajectory and its last point.
+    """The last `memory_size` pairs of a trajectory and its last point.
 
     Attributes:
-      steps: the ring of steps, leaves with a leading axis `size`; unused rows are zero.
-      grad_diffs: the ring of gradient differences; pair k is in row `k % size`.
-      norms: (size, 2), of the larger point and the larger gradient of each pair; those that were
-        given in a coarser dtype count for as much more as their rounding is larger.
+      steps: the ring of steps, leaves with a leading axis `memory_size`; unused rows are zero.
+      grad_diffs: the ring of gradient differences; pair k is in row `k % memory_size`.
+      norms: (memory_size, 2), of the larger point and the larger gradient of each pair; those that
+        were given in a coarser dtype count for as much more as their rounding is larger.
       params: the last point.
       grads: the gradient there.
       last: (2,), their norms, counted likewise.
@@ -40,40 +40,40 @@ class History(NamedTuple):
     skipped: jax.Array
 
 
-def init(params: Vector, size: int) -> History:
+def init(params: Vector, memory_size: int) -> History:
     """Returns an empty history for points like `params`.
 
-    It takes the memory of 2 `size` + 2 points.
+    It takes the memory of `2 memory_size + 2` points.
 
     Args:
       params: a pytree; only its structure, shapes, dtypes and shardings matter.
-      size: how many pairs are kept.
+      memory_size: how many pairs are kept.
 
     Raises:
-      TypeError: for leaves that are not real floating-point arrays, or a size that is not a
+      TypeError: for leaves that are not real floating-point arrays, or a memory size that is not a
         Python int.
-      ValueError: for no leaves, or a size below 1.
+      ValueError: for no leaves, or a memory size below 1.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> pairs(init(jnp.ones(3), size=2)).steps
+      >>> pairs(init(jnp.ones(3), memory_size=2)).steps
       Array([[0., 0., 0.],
              [0., 0., 0.]], dtype=float32)
     """
     params = checks.point(params, "params")
-    checks.count(size, "size", 1)
+    checks.count(memory_size, "memory_size", 1)
 
     def point():
         return jax.tree.map(jnp.zeros_like, params)
 
     def ring():
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape)), point())
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (memory_size, *x.shape)), point())
 
     def count():
         return jnp.zeros((), jnp.int32)
 
     # Each array is its own, so that a history can be donated.
-    norms = jnp.zeros((size, 2), structure.compute_dtype(params))
+    norms = jnp.zeros((memory_size, 2), structure.compute_dtype(params))
     return History(
         ring(), ring(), norms, point(), point(), jnp.zeros_like(norms[0]), count(), count()
     )
@@ -105,7 +105,7 @@ def push(history: History, params: Vector, grads: Vector) -> History:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> history = init(jnp.ones(2), size=3)
+      >>> history = init(jnp.ones(2), memory_size=3)
       >>> for x in ([1.0, 0.0], [3.0, 0.0], [3.0, 1.0]):
       ...     history = push(history, jnp.array(x), 2 * jnp.array(x))
       >>> pairs(history).grad_diffs
@@ -121,11 +121,17 @@ def push(history: History, params: Vector, grads: Vector) -> History:
 
 @jax.jit
 def _push(history, params, grads):
-    last = jnp.stack([_norm(tree, history.params) for tree in (params, grads)])
-    params, grads = (structure.cast_like(tree, history.params) for tree in (params, grads))
-    step = tall.minus(params, history.params)
-    grad_diff = tall.minus(grads, history.grads)
-    finite = tall.finite((params, grads, step, grad_diff))
+    pattern, old = history.params, (history.params, history.grads)
+    new = tuple(structure.cast_like(tree, pattern) for tree in (params, grads))
+    finite = tall.finite((new, tall.minus(new, old)))
+    # What is left out is left out of derivatives too: 0 times NaN would be NaN.
+    params, grads = (
+        jax.tree.map(lambda x, y: jnp.where(finite, x, y.astype(x.dtype)), given, kept)
+        for given, kept in zip((params, grads), old, strict=True)
+    )
+    last = jnp.stack([_norm(tree, pattern) for tree in (params, grads)])
+    new = tuple(structure.cast_like(tree, pattern) for tree in (params, grads))
+    step, grad_diff = tall.minus(new, old)
     first = history.points == 0
     moved = first | (scaling.norm(step) > 0)
     index = (history.points - 1) % len(history.norms)
@@ -135,16 +141,12 @@ def _push(history, params, grads):
         row = jnp.where(finite & moved & ~first, row.astype(old.dtype), old)
         return lax.dynamic_update_index_in_dim(ring, row, index, 0)
 
-    def keep(new, old):
-        return jnp.where(finite, new, old)
-
     return History(
         jax.tree.map(write, history.steps, step),
         jax.tree.map(write, history.grad_diffs, grad_diff),
         write(history.norms, jnp.maximum(last, history.last)),
-        jax.tree.map(keep, params, history.params),
-        jax.tree.map(keep, grads, history.grads),
-        keep(last, history.last),
+        *new,
+        jnp.where(finite, last, history.last),
         history.points + (finite & moved).astype(jnp.int32),
         history.skipped + (~finite).astype(jnp.int32),
     )
@@ -157,7 +159,7 @@ def _norm(tree, kept):
 
 
 def pairs(history: History) -> SecantPairs:
-    """Pairs each earlier point with the last one, `size` pairs, the longest way first.
+    """Pairs each earlier point with the last one, `memory_size` pairs, the longest way first.
 
     Pair k is the sum of all pairs from k on: on a trajectory whose gradients are all of one loss
     that is `x_last - x_k` and `g_last - g_k`. Successive steps span the same space, but those of
@@ -167,7 +169,7 @@ def pairs(history: History) -> SecantPairs:
 
     What a trajectory tells of the curvature is limited to where it goes. Of a full batch's smooth
     trajectory the largest eigenvalue of `fit(pairs(history))` is no estimate of the Hessian's: in
-    training a small network, with size 20 and 40, it was 1.0 to 2.6 times that with Adam or
+    training a small network, with 20 and 40 pairs, it was 1.0 to 2.6 times that with Adam or
     momentum, 1.6 to 3 times with plain gradient descent. Mini-batches, with both gradients of a
     pair from one batch, move in all directions: with the rtol of `choose_rtol` it was 0.8 to 1.2
     times that.
@@ -179,7 +181,7 @@ def pairs(history: History) -> SecantPairs:
       >>> import jax, jax.numpy as jnp
       >>> from lowrank_jax import fit
       >>> gradient = jax.grad(lambda x: 2 * x[0] ** 2 - x[1] ** 2)
-      >>> history = init(jnp.ones(3), size=4)
+      >>> history = init(jnp.ones(3), memory_size=4)
       >>> for x in ([1.0, 0.0, 0.0], [1.0, 2.0, 0.0], [3.0, 3.0, 0.0]):
       ...     history = push(history, jnp.array(x), gradient(jnp.array(x)))
       >>> [round(float(s), 3) for s in fit(pairs(history)).truncate(2).eigenvalues()]
@@ -200,7 +202,7 @@ def _pairs(history):
 
 
 def age(history: History) -> jax.Array:
-    """Returns (size,): 0 for the row of the newest pair, 1 for the one before; unused rows too."""
+    """Returns each row's age, (memory_size,): 0 for the newest pair; of unused rows too."""
     checks.instance(history, "history", History)
-    size = len(history.norms)
-    return (history.points - 2 - jnp.arange(size, dtype=jnp.int32)) % size
+    memory_size = len(history.norms)
+    return (history.points - 2 - jnp.arange(memory_size, dtype=jnp.int32)) % memory_size

@@ -33,11 +33,11 @@ class ScaleBySecantState(NamedTuple):
 
 
 def scale_by_secant(
-    size: int = 10, *, damping: Scalar | None = None
+    memory_size: int = 10, *, damping: Scalar | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Scales gradients by the inverse of the curvature that the trajectory itself has shown.
 
-    `+(|H_r| + damping)^-1 g`, with H_r from the last `size` pairs of steps and gradient
+    `+(|H_r| + damping)^-1 g`, with H_r from the last `memory_size` pairs of steps and gradient
     differences: no gradient is computed that the training would not have. On a quadratic the secant
     equations of all pairs hold at once (the block BFGS update). Negative curvature counts by its
     magnitude, so that saddle points repel. A step of zero is no pair.
@@ -57,19 +57,21 @@ def scale_by_secant(
     takes the last point's gradient on that batch as well, one more gradient a step.
 
     Args:
-      size: how many pairs are kept; the state has the memory of 2 size + 2 points.
+      memory_size: how many pairs are kept; the state has the memory of `2 memory_size + 2`
+        points.
       damping: a number in place of all heuristics; may be traced.
 
     Returns:
       An optax transformation. `update` needs `params`. A gradient that is not finite gives an
       update of zeros, changes no pair, and is counted in the state. Updates have the
-      dtypes of the gradients. Under `optax.inject_hyperparams` name `size` in `static_args`.
+      dtypes of the gradients. Under `optax.inject_hyperparams` name `memory_size` in
+      `static_args`.
 
     Raises:
-      TypeError: for a size that is not a Python int, or parameters that are not real
+      TypeError: for a memory size that is not a Python int, or parameters that are not real
         floating-point arrays.
-      ValueError: for a size below 1, a damping that is not positive, no parameters, or gradients
-        of another structure.
+      ValueError: for a memory size below 1, a damping that is not positive, no parameters, or
+        gradients of another structure.
 
     Source: see the derivation in `lowrank_jax._training.direction`; Schnabel, Quasi-Newton
     methods using multiple secant equations, report CU-CS-247-83 (1983).
@@ -77,7 +79,7 @@ def scale_by_secant(
     Example:
       >>> import jax, jax.numpy as jnp, optax
       >>> loss = lambda x: jnp.sum(jnp.array([100.0, 1.0, 0.01]) * x**2)
-      >>> opt = optax.chain(scale_by_secant(size=3), optax.scale(-1.0))
+      >>> opt = optax.chain(scale_by_secant(memory_size=3), optax.scale(-1.0))
       >>> @jax.jit
       ... def step(x, state):
       ...     updates, state = opt.update(jax.grad(loss)(x), state, x)
@@ -88,12 +90,12 @@ def scale_by_secant(
       >>> bool(loss(x) < 1e-5)
       True
     """
-    checks.count(size, "size", 1)
+    checks.count(memory_size, "memory_size", 1)
     if damping is not None:
         checks.positive(damping, "damping")
 
     def init(params):
-        return ScaleBySecantState(history.init(params, size))
+        return ScaleBySecantState(history.init(params, memory_size))
 
     def update(updates, state, params=None, *, grad_fn=None, **extra_args):
         del extra_args
@@ -106,9 +108,9 @@ def scale_by_secant(
             past = history.push(past, last, grad_fn(last))
         past = history.push(past, params, updates)
         fixed = None if damping is None else jnp.asarray(damping, past.norms.dtype)
-        scaled = direction(past.steps, past.grad_diffs, history.age(past), updates, fixed)
         usable = tall.finite(updates)
-        scaled = jax.tree.map(lambda x: jnp.where(usable, x, 0), scaled)
+        updates = jax.tree.map(lambda x: jnp.where(usable, x, 0), updates)
+        scaled = direction(past.steps, past.grad_diffs, history.age(past), updates, fixed)
         return scaled, ScaleBySecantState(past)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -117,7 +119,7 @@ def scale_by_secant(
 def secant_newton(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
-    size: int = 10,
+    memory_size: int = 10,
     damping: Scalar | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Makes a quasi-Newton optimiser from the trajectory's own pairs: `scale_by_secant`, chained.
@@ -133,7 +135,7 @@ def secant_newton(
 
     Args:
       learning_rate: a number, a schedule, or None for the line search.
-      size: how many pairs are kept.
+      memory_size: how many pairs are kept.
       damping: a number in place of the heuristics of `scale_by_secant`.
 
     Raises:
@@ -156,7 +158,7 @@ def secant_newton(
       >>> bool(jnp.allclose(x, 1, atol=1e-3))
       True
     """
-    scaler = scale_by_secant(size, damping=damping)
+    scaler = scale_by_secant(memory_size, damping=damping)
     if learning_rate is not None:
         return optax.chain(scaler, optax.scale_by_learning_rate(learning_rate))
     search = optax.scale_by_zoom_linesearch(max_linesearch_steps=20, initial_guess_strategy="one")

@@ -143,7 +143,7 @@ def test_the_first_step_is_the_gradient_but_no_longer_than_one(rng, size):
 
 def test_steps_and_gradients_of_zero_and_a_linear_loss_keep_everything_finite(rng):
     g = jnp.asarray(rng.normal(size=DIM))
-    opt = optim.secant_newton(1.0, size=N)
+    opt = optim.secant_newton(1.0, memory_size=N)
     points, updates, _ = trained(opt, lambda x: g, jnp.zeros(DIM), 4)
     np.testing.assert_allclose(updates, np.tile(-g / jnp.linalg.norm(g), (4, 1)), atol=1e-12)
 
@@ -161,7 +161,7 @@ def test_steps_and_gradients_of_zero_and_a_linear_loss_keep_everything_finite(rn
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_gives_no_step_and_no_pair(rng, bad):
     a = spectrum(rng, np.linspace(1, 5, DIM))
-    opt = optim.secant_newton(1.0, size=N)
+    opt = optim.secant_newton(1.0, memory_size=N)
     points, _, state = trained(opt, lambda x: a @ x, jnp.asarray(rng.normal(size=DIM)), 3)
     updates, after = opt.update(jnp.asarray(a @ points[3]).at[4].set(bad), state, points[3])
     np.testing.assert_array_equal(updates, 0)
@@ -204,7 +204,7 @@ def minimised(opt, tol, most=2000):
 @pytest.mark.usefixtures("fully_compiled")
 def test_on_quadratics_secant_newton_needs_no_more_gradients_than_lbfgs(rng):
     dim, cond, runs = 100, 1e4, {}
-    for opt in (optim.secant_newton(size=20), optax.lbfgs(memory_size=20)):
+    for opt in (optim.secant_newton(memory_size=20), optax.lbfgs(memory_size=20)):
         run = minimised(opt, 1e-8)
         runs[opt] = jax.jit(lambda a, x, run=run: run(lambda x: 0.5 * x @ (a @ x), x)), []
     for k in range(5):
@@ -259,7 +259,7 @@ def least_squares(rng, rows=64):
 
 def test_with_grad_fn_both_gradients_of_a_pair_are_of_one_batch(rng):
     gradient, _ = least_squares(rng)
-    opt = optim.secant_newton(0.5, size=N)
+    opt = optim.secant_newton(0.5, memory_size=N)
     points, pairs = [jnp.ones(DIM)], [np.zeros((2, DIM))] * N
     state = opt.init(points[0])
     for k, batch in enumerate(rng.integers(64, size=(N + 4, 16))):
@@ -276,7 +276,7 @@ def test_with_grad_fn_both_gradients_of_a_pair_are_of_one_batch(rng):
 
 def test_gradients_of_one_batch_reach_the_least_squares_solution(rng):
     gradient, excess = least_squares(rng)
-    opt = optim.secant_newton(0.2, size=N)
+    opt = optim.secant_newton(0.2, memory_size=N)
     x, state = jnp.zeros(DIM), opt.init(jnp.zeros(DIM))
     for batch in rng.integers(64, size=(100, 16)):
         grad_fn = functools.partial(gradient, batch=batch)
@@ -298,7 +298,7 @@ def contract_start(seed):
 
 
 CONTRACT = {
-    "secant_newton": lambda: optim.secant_newton(optax.linear_schedule(0.5, 1, 4), size=3),
+    "secant_newton": lambda: optim.secant_newton(optax.linear_schedule(0.5, 1, 4), memory_size=3),
     "precondition_top_curvature": lambda: optax.inject_hyperparams(
         optim.precondition_top_curvature,
         static_args=("loss", "probes", "passes", "every", "key"),

@@ -55,13 +55,13 @@ def direction(
     q, p = (jax.tree.map(lambda x: x[: len(w)], rows), jax.tree.map(lambda x: x[len(w) :], rows))
 
     outside = scaling.norms(p)
-    top = jnp.max(jnp.hypot(w, outside))
+    top = jnp.max(scaling.norms(jnp.stack([w, outside], axis=1)))
     g = jax.tree.map(lambda x: x / pairs.unit, g)
     if damping is None:
         newest = pairs.coordinates[jnp.argmin(age)]
         first = jnp.maximum(scaling.norm(g), 1 / pairs.unit)
         c = _complement(product(newest, a, newest), product(newest, k, newest), top, first)
-        noise = jnp.minimum(jnp.linalg.norm(product(v.T, m - a), axis=1), c)
+        noise = jnp.minimum(scaling.norms(product(v.T, m - a)), c)
     else:
         noise = c = jnp.asarray(damping, m.dtype) / pairs.unit
 
