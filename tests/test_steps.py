@@ -182,6 +182,17 @@ def test_a_loss_without_second_derivative_is_compared_with_central_differences(r
     np.testing.assert_allclose(found.relative_error, expected.relative_error, atol=1e-6)
     with pytest.raises(TypeError, match="loss must be a function where no product is given"):
         lrj.compare_hvp(None, h, x, vectors)
+    kinds, dense = [], np.asarray(jax.hessian(same)(x))
+
+    def in_numpy(x, v):
+        kinds.append((type(x), type(v), v.shape))
+        return dense @ v
+
+    found = lrj.compare_hvp(None, h, x, vectors, product=in_numpy)
+    assert kinds == 3 * [(np.ndarray, np.ndarray, (6,))]  # as it is, one vector at a time
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    traced = jax.jit(lambda v: lrj.compare_hvp(None, h, x, v, product=lambda x, v: dense @ v))
+    np.testing.assert_allclose(traced(vectors), expected, atol=1e-9)
 
 
 def test_gradients_that_are_coarser_than_the_point(rng):

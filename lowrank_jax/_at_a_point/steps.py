@@ -27,7 +27,7 @@ The last quotient is that of twice the step that was found, to the other side: h
 pair along the step disagrees with it is an estimate of the error, be it noise (0.7 of it, if
 normal), truncation (1.5 times the error, whether it is odd or even in the step) or a kink.
 
-The rule is a heuristic; its numbers were chosen on the problems of `benchmarks/steps.py`.
+The rule is a heuristic; its numbers were chosen on the problems of `benchmarks/step_problems.py`.
 """
 
 import math
