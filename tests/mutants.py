@@ -275,6 +275,13 @@ MUTANTS = (
         "test_steps.py::test_how_the_point_is_rounded_drops_out_of_all_comparisons[False]",
     ),
     Mutant(
+        "all steps of a comparison are to one side",
+        "_at_a_point.steps",
+        "return 1 - 2 * ((i % LADDER) % 2)",
+        "return 1 + 0 * i",
+        "test_steps.py::test_what_no_step_can_measure_is_flagged",
+    ),
+    Mutant(
         "a Ritz residual leaves out what contradicts itself",
         "_at_a_point.ritz",
         "residuals = jnp.where(empty, jnp.inf, scaling.norms(rest))",

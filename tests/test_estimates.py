@@ -26,10 +26,16 @@ def with_spectrum(rng, spectrum):
     return (q * spectrum) @ q.T
 
 
-def test_of_an_operator_that_is_exact_nothing_is_missing(rng):
+@pytest.mark.parametrize(
+    "diagonal", [None, 0.7, np.linspace(0.2, 2, DIM)], ids=["no diagonal", "number", "vector"]
+)
+def test_of_an_operator_that_is_exact_nothing_is_missing(rng, diagonal):
+    """Of low rank, or with a number or a vector on the diagonal."""
     a, x = draws.symmetric(rng, DIM, rank=4), np.zeros(DIM)
     a = a @ a / 4
     h = lrj.lowrank_from_product(product, 4)(x, a, key=KEY)
+    if diagonal is not None:
+        h, a = h.plus_diagonal(diagonal), a + diagonal * np.eye(DIM)
     found = lrj.estimate(product, h, 3)(x, a, key=KEY)
     for name, value, args in (
         ("trace", np.trace(a), ()),

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lowrank_jax._at_a_point import krylov
 from lowrank_jax._at_a_point.products import hvp
-from lowrank_jax._core import checks, scaling, structure, tall
+from lowrank_jax._clouds.pairs import SecantPairs
+from lowrank_jax._core import checks, programs, scaling, structure, tall
 from lowrank_jax._core.types import Argnums, Loss, Product, Rows, Vector
 from lowrank_jax._operators.symmetric import Operator, check_operator
 
@@ -47,7 +49,8 @@ def compare_hvp(
       argnums: as in `hvp`.
       product: `product(x, v, *args)` to compare with instead, for a loss without second
         derivatives: a central difference, `gradient_difference(loss, central=True)`. The
-        loss is not used then, and may be None.
+        loss is not used then, and may be None. Where nothing is traced it is called as it is, for
+        one vector at a time, as in `probe_pairs`: it may be plain Python.
 
     Returns:
       `HvpComparison` of arrays of shape (m,). Where `H v` is zero, the error is 0 if `H_r v` is
@@ -68,22 +71,25 @@ def compare_hvp(
       >>> bool(comparison.relative_error.max() < 0.05)
       True
     """
-    x, (vectors, _) = checks.vector(x, "x"), checks.rows(vectors, "vectors")
+    given, x, (vectors, _) = x, checks.vector(x, "x"), checks.rows(vectors, "vectors")
     checks.like(vectors, "vectors", x, "x", lead=1)
     factors = check_operator(hessian, "hessian")
     checks.like(x, "x", factors, "a factor of hessian", pattern_lead=1)
+    own = product is not None
     if product is not None:
         checks.function(product, "product")
-    elif loss is None:
-        raise TypeError("loss must be a function where no product is given, got None")
-    else:
+    elif loss is not None:
         product = hvp(loss, argnums)
-    product_at_x: Product = product
+    else:
+        raise TypeError("loss must be a function where no product is given, got None")
+    at, exact = krylov.checked_product(product, x, args), None
+    if own and not programs.traced(x, vectors, args, hessian):
+        exact = _on_host(at, x, given, vectors)
     vectors = structure.reshard(vectors)
+    if exact is None:
+        exact = jax.vmap(lambda v: at(x, v))(vectors)
 
-    def compare(v):
-        exact = checks.vector(product_at_x(x, v, *args), "product(x, v)")
-        checks.like(exact, "product(x, v)", x, "x")
+    def compare(v, exact):
         exact, approximate = structure.widen((exact, hessian @ v))
         v = structure.widen(v)
         size = scaling.norm(exact)
@@ -94,7 +100,14 @@ def compare_hvp(
             curvature_error=_overlap(v, error) * scaling.norm(error) * scaling.reciprocal(size),
         )
 
-    return jax.vmap(compare)(vectors)
+    return jax.vmap(compare)(vectors, exact)
+
+
+def _on_host(product, x, given, vectors):
+    steps = structure.pack(structure.cast_like(vectors, x))
+    pairs = SecantPairs(steps, jax.tree.map(jnp.zeros_like, steps))
+    found = krylov.multiply(product, x, given, pairs, 0, structure.length(steps))
+    return None if found is None else krylov.unpacked(found, x).grad_diffs
 
 
 def _overlap(u, v):

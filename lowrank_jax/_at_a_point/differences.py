@@ -258,10 +258,11 @@ def _nothing_known(x, count, found):
 
 @partial(jax.jit, static_argnums=3)
 def _noted(memory, pairs, offset, probes, h, twice):
-    """With the error of a pass: how far its first pair is off the quotient of twice its step."""
+    """With the error of a pass: half of how far its first pair is off the last quotient."""
     first = krylov.rows(pairs.grad_diffs, offset, 1)
     twice = structure.pack(jax.tree.map(lambda leaf: leaf[None], twice))
-    error = scaling.norms(tall.minus(twice, first))[0]
+    error = scaling.norms(tall.minus(twice, first))[0] / 2
+    error = jnp.where(jnp.isnan(error), jnp.inf, error)
     h = h.astype(error.dtype)
 
     def put(values, value):

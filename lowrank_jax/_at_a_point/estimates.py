@@ -12,7 +12,7 @@ from lowrank_jax._at_a_point import krylov
 from lowrank_jax._clouds.pairs import SecantPairs
 from lowrank_jax._core import checks, programs, scaling, structure, tall
 from lowrank_jax._core.types import Product, Rows, Scalar, Vector
-from lowrank_jax._operators.symmetric import SymmetricLowRank
+from lowrank_jax._operators.symmetric import Operator, SymmetricLowRank, check_operator
 
 
 class Estimate(NamedTuple):
@@ -38,7 +38,7 @@ class Estimates:
       missing: `H v - H_r v` for each.
     """
 
-    hessian: SymmetricLowRank
+    hessian: Operator
     vectors: Rows
     missing: Rows
 
@@ -89,10 +89,10 @@ class Estimates:
     def _square(self):
         known = jax.vmap(self.hessian.mv)(self.vectors)
         both = jax.tree.map(lambda k, m: 2 * k + m, *structure.widen((known, self.missing)))
-        return _shifted(self.hessian.frobenius_norm() ** 2, _dots(self.missing, both))
+        return _shifted(_square(self.hessian), _dots(self.missing, both))
 
 
-def estimate(product: Product, hessian: SymmetricLowRank, samples: int) -> Callable:
+def estimate(product: Product, hessian: Operator, samples: int) -> Callable:
     """Estimates what an operator H_r misses of a Hessian H, from fresh products `H v`.
 
     For v of random signs, `(H - H_r) v` gives unbiased estimates of the trace, the diagonal and the
@@ -100,7 +100,7 @@ def estimate(product: Product, hessian: SymmetricLowRank, samples: int) -> Calla
 
     Args:
       product: `product(x, v, *args)`, H v; such as `hvp(loss)` or a central difference.
-      hessian: the operator, of x's structure.
+      hessian: the operator, `SymmetricLowRank` or `DiagonalPlusLowRank`, of x's structure.
       samples: how many products are taken, at least 2.
 
     Returns:
@@ -127,14 +127,13 @@ def estimate(product: Product, hessian: SymmetricLowRank, samples: int) -> Calla
       True
     """
     checks.function(product, "product")
-    checks.instance(hessian, "hessian", SymmetricLowRank)
-    checks.single(hessian.core)
+    factors = check_operator(hessian, "hessian")
     checks.count(samples, "samples", 2)
 
     def estimates_at(x, *args, key):
         given, x = x, checks.point(x, "x")
         checks.key(key)
-        checks.like(x, "x", hessian.factors, "a factor of hessian", pattern_lead=1)
+        checks.like(x, "x", factors, "a factor of hessian", pattern_lead=1)
         at, pairs = krylov.checked_product(product, x, args), None
         if not programs.traced(x, args, key, hessian):
             pairs = krylov.multiply(at, x, given, _signs(x, key, samples), 0, samples)
@@ -159,6 +158,14 @@ def _signs(x, key, count):
 def _estimates(hessian, pairs):
     known = jax.vmap(hessian.mv)(pairs.steps)
     return Estimates(hessian, pairs.steps, tall.minus(pairs.grad_diffs, known))
+
+
+def _square(h):
+    """The squared Frobenius norm; what is added to a diagonal changes nothing beside it."""
+    if isinstance(h, SymmetricLowRank):
+        return h.frobenius_norm() ** 2
+    own, low = structure.widen((h.diagonal(), h.low_rank.diagonal()))
+    return h.low_rank.frobenius_norm() ** 2 - tall.dot(low, low) + tall.dot(own, own)
 
 
 def _dots(a, b):

@@ -176,7 +176,7 @@ def multiply(
         done()
         if programs.traced(y):
             return None
-        pairs = _put(pairs, i, y)
+        pairs = SecantPairs(pairs.steps, _put(pairs.grad_diffs, i, y))
     return pairs
 
 
@@ -187,9 +187,8 @@ def row(packed: Rows, i: jax.Array, x: Vector) -> Vector:
 
 
 @partial(jax.jit, donate_argnums=0)
-def _put(pairs, i, y):
-    y = structure.pack(jax.tree.map(lambda leaf: leaf[None], y))
-    return SecantPairs(pairs.steps, write(pairs.grad_diffs, i, y))
+def _put(grad_diffs, i, y):
+    return write(grad_diffs, i, structure.pack(jax.tree.map(lambda leaf: leaf[None], y)))
 
 
 def as_given(tree: Vector, given: Vector) -> Vector:

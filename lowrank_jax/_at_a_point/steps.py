@@ -3,11 +3,12 @@
 The error of a quotient `q(h) = (g(x + h v) - g(x)) / h` is the noise of the gradients over h, and
 truncation that grows as h^p; p is 1, or 2 for central differences. No multiple of |x| balances
 them: by how much the best step differs between two directions at one point may be 2^8. So some
-quotients are taken and compared. All steps of a comparison are collinear,
+quotients are taken and compared. All steps of a comparison are collinear, neighbours on
+opposite sides of x: at a kink at x itself all steps to one side can agree, and be wrong.
 
-    s_1 = fl(x + h_1 v) - x,    x + 2^k s_1,
+    s_1 = fl(x + h_1 v) - x,    x + (-1)^k 2^(a_k) s_1,
 
-exact for whole k, so that how x is rounded drops out of it. From the disagreements
+exact for whole a_k, so that how x is rounded drops out of it. From the disagreements
 `D_k = |q_k - q_(k+1)|` of neighbours, where noise or truncation rules,
 
     noise = min D_k h_k,    truncation = min D_k / h_(k+1)^p,
@@ -15,11 +16,18 @@ exact for whole k, so that how x is rounded drops out of it. From the disagreeme
 
 the minima near the first rung from below where neighbours agree: to better than a half, and better
 than those above. First on a ladder of six rungs from the resolution of x to 64 |x|, then on
-three about the result; another pass takes those three alone, about the step of the pass before.
-The last quotient is that of twice the step that was found: how far the pair along the step
-disagrees with it is an estimate of the error, be it noise, truncation or a kink.
+three about the result, 16 times as long as one another; another pass takes those three alone,
+about the step of the pass before. On the three, where one of noise and truncation may rule
+everywhere, each is what is left without the other: truncation is linear in (-16)^k (in 256^k for
+central differences), so with w = 1 / 16 (-1 / 256)
 
-The rule is a heuristic; its numbers were chosen on the problems of `benchmarks/steps.py`.
+    noise <= |q_1 - q_2 - w (q_3 - q_2)| h_1,    truncation <= (D_2 - noise / h_2) / h_3^p.
+
+The last quotient is that of twice the step that was found, to the other side: half of how far the
+pair along the step disagrees with it is an estimate of the error, be it noise (0.7 of it, if
+normal), truncation (1.5 times the error, whether it is odd or even in the step) or a kink.
+
+The rule is a heuristic; its numbers were chosen on the problems of `benchmarks/step_problems.py`.
 """
 
 import math
@@ -50,6 +58,8 @@ class Search(NamedTuple):
       center: that of the length that the zoom is about.
       base: that of h_1.
       quotient: the last one.
+      earlier: the one before it.
+      bend: how far the first quotient of the zoom is from the line through the other two.
       exponents: (RUNGS,), of the lengths.
       sizes: (RUNGS,), of the quotients; negative for rungs that were left out.
       gaps: (RUNGS,), between a quotient and the one before it; infinite where there is none.
@@ -59,6 +69,8 @@ class Search(NamedTuple):
     center: jax.Array
     base: jax.Array
     quotient: Vector
+    earlier: Vector
+    bend: jax.Array
     exponents: jax.Array
     sizes: jax.Array
     gaps: jax.Array
@@ -76,7 +88,7 @@ def measured(
     known: jax.Array | bool = False,
     check: bool = True,
 ) -> tuple[jax.Array, Vector]:
-    """The length of the best step along a unit vector, and the quotient of twice that step.
+    """The length h of the best step along a unit vector, and the quotient of the step -2 h.
 
     Args:
       slope: `slope(s)`, the difference of gradients for a step s; not differentiated.
@@ -98,7 +110,7 @@ def measured(
 
         def take(i, search):
             search, step = _aimed(search, x, v, i, power)
-            return _noted(search, slope(step, *closed), i)
+            return _noted(search, slope(step, *closed), i, power)
 
         begin = jnp.where(known, end, jnp.where(first, 0, LADDER))
         search = lax.fori_loop(begin, end, take, search)
@@ -106,7 +118,7 @@ def measured(
         i = end if known else 0 if first else LADDER
         while i < end:
             search, step = _aimed(search, x, v, i, power)
-            search = _noted(search, slope(step), i)
+            search = _noted(search, slope(step), i, power)
             # No further up than it must: a long step can break what it is to measure.
             i = LADDER if i < LADDER and _settled(search) else i + 1
     length = _length(search, power)
@@ -129,6 +141,8 @@ def _begun(x, eps, before):
         center=ladder[0] + BELOW if before is None else jnp.round(jnp.log2(before)),
         base=ladder[0],
         quotient=jax.tree.map(jnp.zeros_like, x),
+        earlier=jax.tree.map(jnp.zeros_like, x),
+        bend=jnp.zeros_like(size),
         exponents=jnp.concatenate([ladder, jnp.zeros(len(ZOOM), size.dtype)]),
         sizes=jnp.full(RUNGS, -1, size.dtype),
         gaps=jnp.full(RUNGS, jnp.inf, size.dtype),
@@ -152,21 +166,27 @@ def _aimed(search, x, v, i, power):
     base = jnp.where(i == LADDER, lowest, jnp.where(i == RUNGS, _exponent(search, power), base))
     moved = tall.axpy(x, _two_to(base), v)
     step = jax.tree.map(lambda y, x: (y - x).astype(x.dtype), moved, x)
-    factor = _two_to(_of_rung(search._replace(base=base), i) - base)
-    return search._replace(base=base), tall.times(factor, step)
+    factor = _side(i) * _two_to(_of_rung(search._replace(base=base), i) - base)
+    return search._replace(base=base), tall.times(factor.astype(base.dtype), step)
 
 
-@partial(jax.jit, donate_argnums=0)
-def _noted(search, difference, i):
+@partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _noted(search, difference, i, power):
     """The search with the quotient at the i-th rung."""
     # In two steps: the power alone may be out of range.
     exponent = _of_rung(search, i)
     half = jnp.round(exponent / 2)
-    quotient = tall.times(_two_to(half - exponent), tall.times(_two_to(-half), difference))
-    gap = scaling.norm(tall.minus(quotient, search.quotient))
+    signed = (_side(i) * _two_to(-half)).astype(half.dtype)
+    quotient = tall.times(_two_to(half - exponent), tall.times(signed, difference))
+    moved = tall.minus(quotient, search.quotient)
+    gap = scaling.norm(moved)
+    line = jnp.asarray(-_line(power), half.dtype)
+    bend = scaling.norm(tall.axpy(tall.minus(search.earlier, search.quotient), line, moved))
     alone = (i == 0) | (i == LADDER)
     return search._replace(
         quotient=quotient,
+        earlier=search.quotient,
+        bend=jnp.where(i == RUNGS - 1, bend, search.bend),
         sizes=search.sizes.at[i].set(scaling.norm(quotient), mode="drop"),
         gaps=search.gaps.at[i].set(jnp.where(alone, jnp.inf, gap), mode="drop"),
     )
@@ -189,7 +209,18 @@ def _length(search, power):
 def _exponent(search, power):
     """Of the length that the zoom finds."""
     zoom = (r[LADDER:] for r in search[-3:])
-    return jnp.maximum(_optimum(*zoom, power), search.floor)
+    return jnp.maximum(_optimum(*zoom, power, search.bend), search.floor)
+
+
+def _side(i):
+    """Of x, where the i-th rung is: of the first rung, of the zoom's and of the pairs it is 1."""
+    return 1 - 2 * ((i % LADDER) % 2)
+
+
+def _line(power):
+    """Where on the line from the second quotient of the zoom to the third the first one is."""
+    first, second, third = ((-1) ** k * 2.0**octave for k, octave in enumerate(ZOOM))
+    return (first**power - second**power) / (third**power - second**power)
 
 
 def _of_rung(search, i):
@@ -205,11 +236,11 @@ def _agreement(sizes, gaps):
     return (relative < 0.5) & (relative <= above), relative
 
 
-def _optimum(exponents, sizes, gaps, power):
+def _optimum(exponents, sizes, gaps, power, bend=None):
     """The exponent of the length where noise and truncation are balanced, in this module's text.
 
-    A whole number. Where no neighbours agree, all of them tell of noise and truncation. The middle
-    where none is finite.
+    A whole number; with the bend of the zoom's quotients, of quarters. Where no neighbours agree,
+    all of them tell of noise and truncation. The middle where none is finite.
     """
     agree, relative = _agreement(sizes, gaps)
     order = jnp.arange(len(agree))
@@ -218,14 +249,32 @@ def _optimum(exponents, sizes, gaps, power):
     logs = jnp.log2(gaps[1:])
     noise = jnp.min(jnp.where(used, logs + exponents[:-1], jnp.inf))
     truncation = jnp.min(jnp.where(used, logs - power * exponents[1:], jnp.inf))
+    if bend is not None:
+        noise, truncation = _apart(exponents, logs, power, jnp.log2(bend), noise, truncation)
     found = (noise - truncation - math.log2(power)) / (power + 1)
     # Where neighbours agree to the last bit, as far as they do and no farther.
     exact = jnp.where(used & (gaps[1:] == 0), exponents[1:], -jnp.inf)
     found = jnp.where(truncation == -jnp.inf, jnp.max(exact), found)
     found = jnp.where(jnp.any(used), found, exponents[len(exponents) // 2])
     # Where one gap tells of both, this is the middle of two rungs: no tie for rounding to decide.
-    return jnp.clip(jnp.floor(found + 0.25), exponents[0], exponents[-1])
+    found = jnp.floor(found + 0.25) if bend is None else jnp.floor(4 * found + 0.75) / 4
+    return jnp.clip(found, exponents[0], exponents[-1])
+
+
+def _apart(exponents, logs, power, bend, noise, truncation):
+    """Noise without truncation and truncation without noise, all as logarithms.
+
+    Not less than an eighth of what they were: both are as uncertain as that.
+    """
+    known = jnp.isfinite(bend) & jnp.all(jnp.isfinite(logs))
+    least = jnp.maximum(bend + exponents[0], noise - 6)
+    noise = jnp.where(known, jnp.minimum(noise, least), noise)
+    share = jnp.maximum(1 - jnp.exp2(noise - exponents[1] - logs[1]), 1 / 16)
+    without = logs[1] + jnp.log2(share) - power * exponents[2]
+    without = jnp.minimum(truncation, jnp.maximum(without, truncation - 3))
+    return noise, jnp.where(known, without, truncation)
 
 
 def _two_to(exponent):
-    return scaling.shift(jnp.ones_like(exponent), exponent.astype(jnp.int32))
+    whole = jnp.floor(exponent)
+    return scaling.shift(jnp.exp2(exponent - whole), whole.astype(jnp.int32))
