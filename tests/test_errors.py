@@ -703,9 +703,10 @@ def test_every_argument_of_every_public_function_is_checked(name, wrong):
     def call():
         given, named = [], {}
         for key, parameter in inspect.signature(FUNCTIONS[name]).parameters.items():
-            if key != wrong and (key in FREE or parameter.default is not parameter.empty):
+            optional = parameter.default is not parameter.empty
+            if key != wrong and (key in FREE or optional):
                 continue
-            if parameter.kind is parameter.KEYWORD_ONLY:
+            if optional or parameter.kind is parameter.KEYWORD_ONLY:
                 named[key] = value(key)
             else:
                 given.append(value(key))
