@@ -29,7 +29,7 @@ extensions = [
 exclude_patterns = ["extensions"]
 
 # Pages. A link to a page or a heading that does not exist is a warning, and a warning is an error.
-myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
+myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 nitpick_ignore = [("py:class", "jax.Array")]
 nitpick_ignore_regex = [("py:exc", ".*Error")]
@@ -94,13 +94,13 @@ def as_markdown(app, what, name, obj, options, lines):
     """Norms, `|x|`, outside of code are no references, and indented formulas are no quotations."""
     text, above, formula = [], "", False
     for line in lines:
-        indent = len(line) - len(line.lstrip())
-        formula = indent >= 4 and (formula or (not text[-1] and not above.startswith(" ")))
-        if formula and not above.startswith("    "):
-            text += [".. code-block:: text", ""]
+        if line:
+            opens = not text[-1] and not above.startswith(" ") if text else False
+            known, formula = formula, line.startswith("    ") and (formula or opens)
+            if formula and not known:
+                text += [".. code-block:: text", ""]
+            above = line
         text.append(line if formula else MARKUP.sub(_escape, line))
-        above = line or above
-        formula = formula or not line and above.startswith("    ")
     lines[:] = text
 
 

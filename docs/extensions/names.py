@@ -13,6 +13,7 @@ from sphinx.util import logging
 
 import lowrank_jax
 
+SHORT = 12  # letters of code that no line break divides, see site.css
 MODULES = [name for name in lowrank_jax.__all__ if inspect.ismodule(getattr(lowrank_jax, name))]
 ELSEWHERE = (nodes.title, nodes.reference, addnodes.pending_xref, addnodes.desc_signature)
 START = re.compile(r"(?:lrj\.|lowrank_jax\.)?([A-Za-z_]+(?:\.[A-Za-z_]+)?)")
@@ -46,6 +47,8 @@ def ancestors(node):
 def link(app, doctree):
     """Makes links of the code in running text."""
     for literal in list(doctree.findall(nodes.literal)):
+        if len(literal.astext()) <= SHORT:
+            literal["classes"].append("short")
         if any(isinstance(node, ELSEWHERE) for node in ancestors(literal)):
             continue
         found = START.match(literal.astext())
