@@ -11,7 +11,7 @@ VENV := .venv-$(VERSION)
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: demo test check soak lint bench bench-quick device figures format clean
+.PHONY: demo test check soak lint bench bench-quick device docs figures format clean
 
 demo: $(READY)
 	$(BIN)/python notebooks/01_quickstart.py
@@ -47,6 +47,11 @@ device: $(READY)
 figures: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks.plot
 
+# Strict: a warning, a broken link, a missing reference or a failing notebook ends it.
+docs: $(VENV)/.ready-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky docs build/docs
+	@echo "open build/docs/index.html"
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -56,6 +61,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	touch $(READY)
+
+$(VENV)/.ready-docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 $(VENV)/.ready-bench: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

@@ -1,26 +1,32 @@
-"""The README's two figures and its table, from `results/`.
+"""The figures of the results, for the README and the site.
 
-    python -m benchmarks.plot [folder of results]
+    python -m benchmarks.plot
 
-The figures go to `benchmarks/figures/`, the table is printed.
+They go to `docs/figures/`. A figure keeps the hash of the data that it was made from, so that
+`outdated` can tell that these are not what they were.
 """
 
-import argparse
-import json
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from PIL import Image
 
-HERE = Path(__file__).parent
+from benchmarks.tables import PROBLEMS, RESULTS, load, only_case, spoken
+
+FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 OURS, PEER, OTHER, LIMIT = "#0072B2", "#D55E00", "#009E73", "#6b7280"  # of Okabe and Ito
 STYLE = {"font.size": 13, "axes.titlesize": 14, "axes.titlelocation": "left", "axes.titlepad": 12}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#555555"}
+STYLE |= {"savefig.dpi": 150, "legend.frameon": False}
+SIZE = (6.4, 4.4)  # of one panel: on a telephone its letters are as large as the text's
 NAMES = {
     "fit": "lowrank_jax",
-    "fit by 256": "lowrank_jax, 256 at a time",
+    "fit by 256": "lowrank_jax, by 256",
     "write": "writing the factors",
     "numpy_qr": "NumPy, tall QR",
     "numpy_loop": "NumPy, loop",
@@ -32,53 +38,90 @@ NAMES = {
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, nargs="?", default=HERE / "results" / "cpu")
-    parser.add_argument("--output", type=Path, default=HERE / "figures")
-    given = parser.parse_args()
-    results = load(given.results)
-    given.output.mkdir(exist_ok=True)
+    """Draws all figures of the results."""
+    results = load()
     with plt.rc_context(STYLE):
-        for name, draw in (("speed", draw_speed), ("accuracy", draw_accuracy)):
-            draw(results).savefig(given.output / f"{name}.png", dpi=110)
-    print(table(results))
+        for name, (draw, problem) in DRAWN.items():
+            save(draw(results), FIGURES / f"{name}.png", [RESULTS / "cpu" / f"{problem}.json"])
 
 
-def load(folder: Path) -> dict[str, dict]:
-    """All results, by problem. NumPy's QR is the faster of all threads and one."""
-    results = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    for problem in {"solve", "clouds"} & set(results):
-        for case in results[problem]["cases"].values():
-            found = case["methods"]
-            both = [found.pop(name) for name in ("numpy_qr", "numpy_qr 1 thread") if name in found]
-            if both:
-                found["numpy_qr"] = min(both, key=lambda of: of["seconds"])
-    return results
+def save(figure: plt.Figure, path: Path, sources: Sequence[Path]) -> None:
+    """Writes a figure with the hash of the files that it was made from."""
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, metadata={"Software": None, "Source": fingerprint(sources)})
+    plt.close(figure)
 
 
-def only_case(results: dict, problem: str) -> dict:
-    """The methods of a problem that has one case."""
-    (case,) = results[problem]["cases"].values()
-    return case["methods"]
+def outdated(path: Path, sources: Sequence[Path]) -> bool:
+    """Whether the files are not those that the figure was made from."""
+    with Image.open(path) as image:
+        return image.text.get("Source") != fingerprint(sources)
 
 
-def matching(methods: dict, peer: str = "lanczos 20") -> str:
-    """Our fastest setting whose error is at most the peer's; our most accurate if none is."""
-    ours = {name: of for name, of in methods.items() if name.startswith("lowrank")}
-    reached = [name for name, of in ours.items() if of["error"] <= methods[peer]["error"]]
-    if reached:
-        return min(reached, key=lambda name: ours[name]["seconds"])
-    return min(ours, key=lambda name: ours[name]["error"])
+def fingerprint(sources: Sequence[Path]) -> str:
+    """The SHA-256 hash of the files' contents."""
+    digest = hashlib.sha256()
+    for path in sources:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
-def draw_speed(results: dict) -> plt.Figure:
-    """How fast: pairs to an operator."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", width_ratios=(5, 4))
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
-    _draw_solves(axes[0], results["solve"]["cases"])
-    _draw_clouds(axes[1], only_case(results, "clouds"))
-    axes[1].set_title(_spoken(*results["clouds"]["cases"]))
+def draw_solves(results: dict) -> plt.Figure:
+    """How fast: pairs to an operator, in copies of the pairs."""
+    figure, ax = plt.subplots(figsize=SIZE, layout="constrained")
+    _draw_solves(ax, results["solve"]["cases"])
+    return figure
+
+
+def draw_clouds(results: dict) -> plt.Figure:
+    """How fast: thousands of small fits."""
+    figure, ax = plt.subplots(figsize=SIZE, layout="constrained")
+    _draw_clouds(ax, only_case(results, "clouds"))
+    ax.set_title(spoken(*results["clouds"]["cases"]))
+    return figure
+
+
+def draw_parameters(results: dict) -> plt.Figure:
+    """How accurate for the time: a point to an operator, on the digits network."""
+    return _errors(only_case(results, "parameters"), "MLP, 26,122 parameters")
+
+
+def draw_attention(results: dict) -> plt.Figure:
+    """The same for an attention network."""
+    return _errors(only_case(results, "attention"), "Attention, 25,408 parameters")
+
+
+def draw_training(results: dict) -> plt.Figure:
+    """How many gradients until Adam's lowest loss; a line that ends at the edge does not reach it."""
+    problems = results["training"]["problems"]
+    figure, ax = plt.subplots(figsize=SIZE, layout="constrained")
+    shown = {
+        "Adam": ("Adam", LIMIT),
+        "optax.lbfgs": ("optax.lbfgs", PEER),
+        "secant_newton": ("secant_newton", OURS),
+        "precondition_top_curvature": ("precondition_top_curvature", OTHER),
+    }
+    for at, problem in enumerate(list(problems.values())[::-1]):
+        for i, (method, (_, color)) in enumerate(shown.items()):
+            needed = problem["methods"][method]["to_adam"]
+            y = at + 0.27 - 0.18 * i
+            if needed:
+                ax.plot([1, needed[0]], [y, y], color=color, lw=5, solid_capstyle="butt")
+                text = f"{needed[0]:,}"
+            else:
+                text = "not within 2,000"
+            x = needed[0] if needed else 1
+            offset = {"textcoords": "offset points", "va": "center", "fontsize": 10}
+            ax.annotate(text, (x, y), (5, 0), color=color, **offset)
+    for i, (name, color) in enumerate(shown.values()):
+        style = {"color": color, "fontweight": "bold", "fontsize": 11, "transform": ax.transAxes}
+        ax.text((0, 0.2, 0.55, 0.2)[i], (1.1, 1.1, 1.1, 1.03)[i], name, **style)
+    names = [PROBLEMS[name].replace(", ", ",\n") for name in problems][::-1]
+    names = [name.replace("physics-informed network", "physics-informed\nnetwork") for name in names]
+    ax.yaxis.set_ticks(range(len(names)), names, fontsize=11)
+    ax.set(xlim=(0, 2300), xlabel="gradients to the loss that Adam reaches with 2,000")
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
     return figure
 
 
@@ -104,7 +147,7 @@ def _draw_solves(ax, cases):
     ax.set(xlim=(0.8, 1.2 * most), ylim=(-0.7, len(rows) - 0.3))
     ax.xaxis.set_ticks(ticks, [f"{tick}" for tick in ticks])
     ax.xaxis.set_ticks([], minor=True)
-    ax.yaxis.set_ticks(range(len(rows)), [_spoken(label) for label, _ in rows])
+    ax.yaxis.set_ticks(range(len(rows)), [spoken(label) for label, _ in rows])
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.set_title("Pairs to an operator")
@@ -132,28 +175,16 @@ def _draw_clouds(ax, methods):
     ax.set_xlabel("milliseconds")
 
 
-def _spoken(label):
-    """`4096 x 8 x 64` in words."""
-    *batch, n, d = (int(part) for part in label.split(" x "))
-    words = f"{n} pairs of {d:,}"
-    return f"{batch[0]:,} times {words}" if batch else words
-
-
-def draw_accuracy(results: dict) -> plt.Figure:
-    """How accurate for the time: a point to an operator."""
-    titles = {"parameters": "MLP, 26,122 parameters", "attention": "Attention, 25,408 parameters"}
-    titles = {problem: title for problem, title in titles.items() if problem in results}
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
-    for ax, (problem, title) in zip(axes, titles.items(), strict=False):
-        _draw_errors(ax, only_case(results, problem))
-        ax.set_title(title)
+def _errors(methods, title):
+    figure, ax = plt.subplots(figsize=SIZE, layout="constrained")
+    _draw_errors(ax, methods)
+    ax.set_title(title)
     return figure
 
 
 def _draw_errors(ax, methods):
     """Every setting a dot, a line through those that no quicker one beats, its name beside it."""
-    families = {"lowrank": ("lowrank_jax", OURS, "o-", 2, (-14, -14), "right")}
+    families = {"lowrank": ("lowrank_jax", OURS, "o-", 0, (12, 4), "left")}
     families["lanczos"] = ("matfree's Lanczos", PEER, "s--", 0, (0, 10), "left")
     families["eigsh"] = ("SciPy's eigsh", OTHER, "^:", 1, (12, 6), "left")
     for prefix, (name, color, style, near, offset, side) in families.items():
@@ -164,14 +195,13 @@ def _draw_errors(ax, methods):
         ax.plot(*zip(*best, strict=True), style, color=color, lw=2.5, ms=8)
         text = {"color": color, "fontweight": "bold", "ha": side, "textcoords": "offset points"}
         ax.annotate(name, best[min(near, len(best) - 1)], offset, **text)
-    ax.set(
-        xscale="log", yscale="log", xlabel="time, in gradients", ylabel="relative error of $H_r$"
-    )
+    ax.set(xscale="log", yscale="log", xlabel="time, in gradients")
+    ax.set_ylabel("relative error of $H_r$")
     times, errors = (10, 15, 20, 30, 50, 70, 100, 150, 200), (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
     for axis, ticks in ((ax.xaxis, times), (ax.yaxis, errors)):
         low, high = axis.get_view_interval()
-        axis.set_view_interval(low / 1.15, high * 1.05, ignore=True)
-        kept = [tick for tick in ticks if low / 1.15 <= tick <= high * 1.05]
+        axis.set_view_interval(low / 1.2, high * 1.05, ignore=True)
+        kept = [tick for tick in ticks if low / 1.2 <= tick <= high * 1.05]
         axis.set_ticks(kept, [f"{tick:g}" for tick in kept])
         axis.set_ticks([], minor=True)
 
@@ -185,95 +215,13 @@ def _frontier(points):
     return kept
 
 
-def table(results: dict) -> str:
-    """The README's table, in Markdown."""
-    makers = {
-        "solve": _solve_rows,
-        "clouds": _cloud_rows,
-        "parameters": _point_rows,
-        "attention": _point_rows,
-        "product": _product_rows,
-        "compile": _compile_rows,
-        "inputs": _input_rows,
-    }
-    rows = [
-        row
-        for problem, make in makers.items()
-        if problem in results
-        for row in make(problem, results[problem]["cases"])
-    ]
-    lines = ["| | lowrank_jax | beside it | |", "|---|---|---|---|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def _solve_rows(_, cases):
-    for label, case in cases.items():
-        ours, qr, copy = (case["methods"][name] for name in ("fit", "numpy_qr", "copy"))
-        beside = f"NumPy QR {_time(qr)}, a copy {_time(copy)}"
-        bytes_ = sum(ours["memory_bytes"].values()) / case["bytes_of_pairs"]
-        said = (
-            f"{_ratio(qr, ours)}, {ours['times_copy']:.1f} copies; {bytes_:.1f} times their memory"
-        )
-        yield f"fit, {_spoken(label)}", _time(ours), beside, said
-
-
-def _cloud_rows(_, cases):
-    for label, case in cases.items():
-        methods = case["methods"]
-        names = "fit by 256", "numpy_loop", "lapack_eigh"
-        ours, loop, eigh = (methods[name] for name in names)
-        beside = f"NumPy loop {_time(loop)}, LAPACK `eigh` alone {_time(eigh)}"
-        yield f"fit, {_spoken(label)}, 256 at a time", _time(ours), beside, _ratio(loop, ours)
-
-
-def _point_rows(problem, cases):
-    for label, case in cases.items():
-        methods = case["methods"]
-        name, peer = matching(methods), methods["lanczos 20"]
-        ours = methods[name]
-        beside = f"matfree, Lanczos 20: {_time(peer)}, error {peer['error']:.3f}"
-        shown = f"{_time(ours)}, error {ours['error']:.3f} ({name.split()[1]})"
-        title = {"parameters": "digits MLP", "attention": "attention"}[problem]
-        said = f"{ours['seconds'] / peer['seconds']:.2f} of its time"
-        yield f"Hessian of {title}, {label}", shown, beside, said
-
-
-def _product_rows(_, cases):
-    for label, case in cases.items():
-        ours, exact = case["methods"]["product"], case["methods"]["hvp"]
-        yield f"`H @ v`, {label}", _time(ours), f"exact {_time(exact)}", _ratio(exact, ours)
-
-
-def _compile_rows(_, cases):
-    for label, case in cases.items():
-        ours, dense = case["methods"]["lowrank_hessian"], case["methods"]["jax.hessian"]
-        title = f"first call, {label} ({case['dimension']:,})"
-        yield title, _time(ours), f"`jax.hessian` {_time(dense)}", _ratio(dense, ours)
-
-
-def _input_rows(_, cases):
-    for label, case in cases.items():
-        dense = case["methods"]["jax.hessian"]
-        for name in ("secant 16", "lowrank 8x3"):
-            ours = case["methods"][name]
-            shown = f"{_time(ours)}, error {ours['error']:.3f}, worst {ours['worst_error']:.2f}"
-            beside = (
-                f"`jax.hessian` and `eigh` {_time(dense)}, rank 16 {case['best_of_rank_16']:.3f}"
-            )
-            yield f"input Hessians, {label}, {name}", shown, beside, _ratio(dense, ours)
-
-
-def _time(of):
-    seconds = of["seconds"]
-    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
-
-
-def _ratio(peer, ours):
-    ratio = peer["seconds"] / ours["seconds"]
-    if abs(ratio - 1) < 0.05:
-        return "as fast"
-    return f"{ratio:.2g} times faster" if ratio > 1 else f"{1 / ratio:.2g} times slower"
-
+DRAWN = {  # what is drawn, and the file of results that it is made from
+    "solves": (draw_solves, "solve"),
+    "clouds": (draw_clouds, "clouds"),
+    "parameters": (draw_parameters, "parameters"),
+    "attention": (draw_attention, "attention"),
+    "training": (draw_training, "training"),
+}
 
 if __name__ == "__main__":
     main()

@@ -67,7 +67,7 @@ class DiagonalPlusLowRank:
 
     @property
     def T(self) -> "DiagonalPlusLowRank":
-        """The transpose: A itself."""
+        """The transpose, which is A itself."""
         return self
 
     def __repr__(self) -> str:

@@ -74,7 +74,7 @@ class SymmetricLowRank:
 
     @property
     def T(self) -> "SymmetricLowRank":
-        """The transpose: H itself."""
+        """The transpose, which is H itself."""
         return self
 
     def __repr__(self) -> str:

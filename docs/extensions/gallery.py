@@ -1,0 +1,61 @@
+"""The notebooks, as pages: `notebooks/*.py` become `docs/gallery/*.ipynb`, which the build runs.
+
+They are rewritten only where they have changed, so that a second build runs nothing anew; a page
+depends on the library's files, so that one after a change of the library does.
+"""
+
+from pathlib import Path
+
+import jupytext
+import nbformat
+
+DOCS = Path(__file__).parent.parent
+ROOT = DOCS.parent
+FOLDER = DOCS / "gallery"
+# Each runs in its own folder, as a script does; what the reader sees begins after this cell.
+SETUP = """\
+import os
+import sys
+
+os.chdir("../../notebooks")
+sys.argv = ["notebook"]
+"""
+
+
+def convert(app):
+    """Writes all notebooks, and removes those that are no more."""
+    sources = sorted((ROOT / "notebooks").glob("*.py"))
+    FOLDER.mkdir(exist_ok=True)
+    for stale in set(FOLDER.glob("*.ipynb")) - {target(source) for source in sources}:
+        stale.unlink()
+    for source in sources:
+        notebook = jupytext.read(source, fmt="py:percent")
+        cell = nbformat.v4.new_code_cell(SETUP, metadata={"tags": ["remove-cell"]}, id="setup")
+        notebook.cells.insert(0, cell)
+        for i, cell in enumerate(notebook.cells[1:]):
+            cell.id = f"cell-{i}"  # not a random one: the same source is the same page
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+        text = nbformat.writes(notebook)
+        if not target(source).exists() or target(source).read_text() != text:
+            target(source).write_text(text)
+
+
+def target(source):
+    """Where the page of a notebook lies."""
+    return FOLDER / source.with_suffix(".ipynb").name
+
+
+def depend(app, name, _):
+    """A page is run again where the library or what notebooks share has changed."""
+    if name.startswith("gallery/"):
+        for folder in ("lowrank_jax", "benchmarks"):
+            for path in sorted((ROOT / folder).rglob("*.py")):
+                app.env.note_dependency(str(path))
+
+
+def setup(app):
+    """Registers both."""
+    app.connect("builder-inited", convert)
+    app.connect("source-read", depend)
+    return {"parallel_read_safe": True}
