@@ -1,6 +1,8 @@
 """`H @ v` beside exact products, and how long the first call takes."""
 
 import jax
+import jax.flatten_util
+import jax.numpy as jnp
 
 import lowrank_jax as lrj
 from benchmarks import measure, methods, problems
@@ -73,6 +75,58 @@ def networks(options: Options) -> dict:
 
 def _gradients(gradient, at, count):
     return [jax.block_until_ready(gradient(at.x, *at.data)) for _ in range(count)]
+
+
+def leaves(options: Options) -> dict:
+    """First calls on a plain network of 24 layers, 48 leaves, over its gradient's compilation.
+
+    All caches are empty before each. The raveled twin has one leaf.
+    """
+    keys = jax.random.split(jax.random.key(0), 25)
+    layers = [(jax.random.normal(k, (64, 64)) / 8, jnp.zeros(64)) for k in keys[:24]]
+    inputs, key = jax.random.normal(keys[24], (32, 64)), jax.random.key(1)
+
+    def network(layers, inputs):
+        for weights, bias in layers:
+            inputs = jnp.tanh(inputs @ weights + bias)
+        return jnp.sum(inputs**2)
+
+    flat, unravel = jax.flatten_util.ravel_pytree(layers)
+    twins = {"48 leaves": (network, layers), "raveled": (lambda x, y: network(unravel(x), y), flat)}
+    cases = {}
+    for name, (loss, x) in twins.items():
+        calls = _calls_at(loss, x, inputs, key)
+        found = measure.compare(calls, "gradient", 1 if options.quick else 3, 0)
+        cases[name] = {"methods": found}
+    return {"unit": "gradient", "cases": cases}
+
+
+def _calls_at(loss, x, inputs, key):
+    options = {"passes": 3, "step": 1e-3}
+
+    def hessian():
+        return lrj.lowrank_hessian(loss, 4, **options)(x, inputs, key=key)
+
+    def in_one_program():
+        return jax.jit(lambda x, y, k: lrj.lowrank_hessian(loss, 4, **options)(x, y, key=k))(
+            x, inputs, key
+        )
+
+    h = hessian()
+    calls = {
+        "gradient": lambda: jax.jit(jax.grad(loss))(x, inputs),
+        "lowrank_hessian": hessian,
+        "lowrank_hessian in jit": in_one_program,
+        "solve": lambda: h.solve(x, 1.0),
+        "map_spectrum(relu)": lambda: h.map_spectrum(jax.nn.relu),
+        "map_spectrum(relu) and solve": lambda: h.map_spectrum(jax.nn.relu).solve(x, 1.0),
+    }
+
+    def from_nothing(call):
+        jax.clear_caches()
+        return call()
+
+    return {name: Call(from_nothing, (call,)) for name, call in calls.items()}
 
 
 def _keyed(hessian_at):

@@ -25,6 +25,7 @@ BENCHMARKS = {
     "product": products.product,
     "compile": products.first_call,
     "training": training.training,
+    "leaves": products.leaves,
     "networks": products.networks,
     "steps": steps.steps,
     "tasks": tasks.tasks,
