@@ -46,13 +46,15 @@ def init(params: Vector, memory_size: int) -> History:
     It takes the memory of `2 memory_size + 2` points.
 
     Args:
-      params: a pytree; only its structure, shapes, dtypes and shardings matter.
+      params: a pytree; only its structure, shapes, dtypes and shardings matter, so that its leaves
+        may be `jax.ShapeDtypeStruct`s. One without leaves, as optax makes them where all is
+        masked, has a history without pairs.
       memory_size: how many pairs are kept.
 
     Raises:
       TypeError: for leaves that are not real floating-point arrays, or a memory size that is not a
         Python int.
-      ValueError: for no leaves, or a memory size below 1.
+      ValueError: for a memory size below 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,7 +62,7 @@ def init(params: Vector, memory_size: int) -> History:
       Array([[0., 0., 0.],
              [0., 0., 0.]], dtype=float32)
     """
-    params = checks.point(params, "params")
+    params = checks.form(params, "params")
     checks.count(memory_size, "memory_size", 1)
 
     def point():
@@ -73,7 +75,8 @@ def init(params: Vector, memory_size: int) -> History:
         return jnp.zeros((), jnp.int32)
 
     # Each array is its own, so that a history can be donated.
-    norms = jnp.zeros((memory_size, 2), structure.compute_dtype(params))
+    dtype = structure.compute_dtype(params) if jax.tree.leaves(params) else jnp.float32
+    norms = jnp.zeros((memory_size, 2), dtype)
     return History(
         ring(), ring(), norms, point(), point(), jnp.zeros_like(norms[0]), count(), count()
     )
@@ -116,6 +119,8 @@ def push(history: History, params: Vector, grads: Vector) -> History:
     checks.instance(history, "history", History)
     for tree, name in ((params, "params"), (grads, "grads")):
         checks.like(checks.vector(tree, name), name, history.params, "the history")
+    if not jax.tree.leaves(history.params):
+        return history
     return _push(history, *map(checks.vector, (params, grads), ("params", "grads")))
 
 
@@ -176,6 +181,7 @@ def pairs(history: History) -> SecantPairs:
 
     Raises:
       TypeError: for anything but a `History`.
+      ValueError: for one without leaves.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -188,6 +194,7 @@ def pairs(history: History) -> SecantPairs:
       [4.0, -2.0]
     """
     checks.instance(history, "history", History)
+    checks.point(history.params, "history.params")
     return _pairs(history)
 
 

@@ -6,6 +6,7 @@ leaves the rest to another optimiser. Their states are plain pytrees of arrays; 
 calls `update`.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -64,14 +65,14 @@ def scale_by_secant(
     Returns:
       An optax transformation. `update` needs `params`. A gradient that is not finite gives an
       update of zeros, changes no pair, and is counted in the state. Updates have the
-      dtypes of the gradients. Under `optax.inject_hyperparams` name `memory_size` in
-      `static_args`.
+      dtypes of the gradients. Under `optax.inject_hyperparams` name `memory_size` in its
+      `static_args`. Differentiable in both modes, so that optimisations can be unrolled.
 
     Raises:
       TypeError: for a memory size that is not a Python int, or parameters that are not real
         floating-point arrays.
-      ValueError: for a memory size below 1, a damping that is not positive, no parameters, or
-        gradients of another structure.
+      ValueError: for a memory size below 1, a damping that is not positive, or gradients of
+        another structure than the parameters.
 
     Source: see the derivation in `lowrank_jax._training.direction`; Schnabel, Quasi-Newton
     methods using multiple secant equations, report CU-CS-247-83 (1983).
@@ -90,7 +91,7 @@ def scale_by_secant(
       >>> bool(loss(x) < 1e-5)
       True
     """
-    checks.count(memory_size, "memory_size", 1)
+    _static(checks.count, memory_size, "memory_size", 1)
     if damping is not None:
         checks.positive(damping, "damping")
 
@@ -100,6 +101,8 @@ def scale_by_secant(
     def update(updates, state, params=None, *, grad_fn=None, **extra_args):
         del extra_args
         _require(params, "scale_by_secant")
+        if not jax.tree.leaves(updates):
+            return updates, state
         past = state.history
         if grad_fn is not None:
             checks.function(grad_fn, "grad_fn")
@@ -138,6 +141,10 @@ def secant_newton(
       memory_size: how many pairs are kept.
       damping: a number in place of the heuristics of `scale_by_secant`.
 
+    Returns:
+      An optax transformation. Under `optax.inject_hyperparams` name `memory_size` in its
+      `static_args`. A line search has no derivative in reverse mode, but in forward mode.
+
     Raises:
       TypeError, ValueError: as `scale_by_secant` does.
 
@@ -170,9 +177,10 @@ class PreconditionTopCurvatureState(NamedTuple):
 
     Attributes:
       count: how many updates were made.
-      key: the random key of the next refresh.
+      key: the data of the random key of the next refresh, as `jax.random.key_data` gives them.
       eigenvalues: (probes,), those of largest magnitude; 0 where nothing is known.
       eigenvectors: `probes` orthonormal rows; zero rows where nothing is known.
+      sharpness: the largest eigenvalue of the Hessian that is known; 0 before.
       step: the length of the gradient differences' steps, found by the first refresh; 0 before.
       skipped: how many refreshes were left out, as a gradient was not finite.
       inner: the state of the inner optimiser.
@@ -182,6 +190,7 @@ class PreconditionTopCurvatureState(NamedTuple):
     key: jax.Array
     eigenvalues: jax.Array
     eigenvectors: Rows
+    sharpness: jax.Array
     step: jax.Array
     skipped: jax.Array
     inner: Any
@@ -195,7 +204,7 @@ def precondition_top_curvature(
     passes: int = 2,
     every: int = 50,
     key: jax.Array,
-    learning_rate: Scalar = 1.0,
+    learning_rate: optax.ScalarOrSchedule = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Steps by Newton along the leading curvature, by an optax optimiser on everything else.
 
@@ -208,24 +217,35 @@ def precondition_top_curvature(
     find the length of its steps, which is kept. The damping is
     sqrt(eps) max |s|, which is what gradient differences resolve.
 
+    **Mini-batches**: the loss takes its batch from `curvature_args`, see the second example. The
+    curvature of one batch stays in use for `every` updates: measure it on a batch that is larger
+    than those of the gradients, and give the Newton part a learning rate below 1.
+
     Args:
       inner: the optimiser for the complement, with its own learning rate, such as
         `optax.adam(1e-3)`; extra arguments of `update` reach it.
       loss: `loss(params, *curvature_args)`, a scalar, of the data on which the curvature is
-        measured: `update(g, state, params, curvature_args=(batch,))`.
+        measured: `update(g, state, params, curvature_args=(batch,))`. At updates that measure
+        nothing the arguments are not read, but they must have the same shapes.
       probes: how many eigenvectors.
-      passes: how many passes measure them; see `lowrank_hessian`.
+      passes: how many passes measure them, see `lowrank_hessian`; from the second measurement on
+        one may do, as each begins with the last eigenvectors.
       every: how many updates are made with one measurement.
       key: the random key of the first probes.
-      learning_rate: of the Newton part; 1 for full batches, less the noisier the gradient.
+      learning_rate: of the Newton part, a number or a schedule of the count of updates; 1 for full
+        batches, less the noisier the gradient.
 
     Returns:
       An optax transformation. `update` needs `params`. A measurement that is not finite is left
-      out and counted in the state. Under `optax.inject_hyperparams` name all arguments but
-      `inner` and `learning_rate` in `static_args`.
+      out and counted in the state. Where some parameters are masked, as by `optax.masked` or
+      `optax.partition`, the loss still needs all of them: give them as
+      `update(g, state, params, whole_params=params)`; the curvature is that of the parameters that
+      are not masked. Under `optax.inject_hyperparams` name `loss`, `probes`, `passes` and `every`
+      in its `static_args`.
 
     Raises:
-      TypeError, ValueError: for wrong options, no parameters, or as `lowrank_hessian` does.
+      TypeError, ValueError: for wrong options, masked parameters without `whole_params`, or as
+        `lowrank_hessian` does.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -241,48 +261,101 @@ def precondition_top_curvature(
       ...     x, state = step(x, state)
       >>> bool(loss(x) < 1.001 * loss(jnp.ones(8).at[0].set(1 / 501)))
       True
+      >>> round(float(state.sharpness))
+      1002
+
+      Mini-batches of 32 examples; the curvature is measured on 256:
+
+      >>> inputs = jax.random.normal(jax.random.key(1), (256, 4)) * jnp.array([9.0, 1.0, 1.0, 1.0])
+      >>> targets = inputs @ jnp.ones(4)
+      >>> loss = lambda w, x, y: jnp.mean((x @ w - y) ** 2)
+      >>> rate = optax.cosine_decay_schedule(0.5, decay_steps=40)
+      >>> opt = precondition_top_curvature(
+      ...     optax.adam(0.3), loss, probes=1, every=20, key=jax.random.key(0), learning_rate=rate
+      ... )
+      >>> @jax.jit
+      ... def step(w, state, batch):
+      ...     grads = jax.grad(loss)(w, *batch)
+      ...     updates, state = opt.update(grads, state, w, curvature_args=(inputs, targets))
+      ...     return optax.apply_updates(w, updates), state
+      >>> w = jnp.zeros(4)
+      >>> state = opt.init(w)
+      >>> for i in range(40):
+      ...     rows = slice(32 * (i % 8), 32 * (i % 8) + 32)
+      ...     w, state = step(w, state, (inputs[rows], targets[rows]))
+      >>> bool(loss(w, inputs, targets) < 1e-2)
+      True
     """
     checks.instance(inner, "inner", optax.GradientTransformation)
-    checks.function(loss, "loss")
+    _static(checks.function, loss, "loss")
     for value, name in ((probes, "probes"), (passes, "passes"), (every, "every")):
-        checks.count(value, name, 1)
+        _static(checks.count, value, name, 1)
     checks.key(key)
-    checks.positive(learning_rate, "learning_rate")
+    if not callable(learning_rate):
+        checks.positive(learning_rate, "learning_rate")
     inner = optax.with_extra_args_support(inner)
+    # Arrays of whole numbers alone, which every wrapper can copy, scale and save.
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    implementation = jax.random.key_impl(key) if typed else None
 
     def init(params):
-        params = checks.point(params, "params")
+        params = checks.form(params, "params")
         rows = jax.tree.map(
             lambda x: jnp.broadcast_to(jnp.zeros_like(x), (probes, *x.shape)), params
         )
-        values = jnp.zeros(probes, structure.compute_dtype(params))
-        count, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        dtype = structure.compute_dtype(params) if jax.tree.leaves(params) else jnp.float32
+        values, number = jnp.zeros(probes, dtype), partial(jnp.zeros, ())
         # A copy of the key: a donated state must not take the caller's with it.
-        known = jnp.copy(key), values, rows, jnp.zeros((), values.dtype), skipped
-        return PreconditionTopCurvatureState(count, *known, inner.init(params))
+        data = jnp.copy(jax.random.key_data(key) if typed else key)
+        return PreconditionTopCurvatureState(
+            number(jnp.int32),
+            data,
+            values,
+            rows,
+            number(dtype),
+            number(dtype),
+            number(jnp.int32),
+            inner.init(params),
+        )
 
-    def update(updates, state, params=None, *, curvature_args=(), **extra_args):
+    def update(updates, state, params=None, *, curvature_args=(), whole_params=None, **extra_args):
         _require(params, "precondition_top_curvature")
         updates = checks.vector(updates, "updates")
         checks.like(updates, "updates", params, "params")
+        if not jax.tree.leaves(updates):
+            updates, inner_state = inner.update(updates, state.inner, params, **extra_args)
+            return updates, state._replace(count=state.count + 1, inner=inner_state)
+        fill = _filled(params, whole_params)
 
-        def refreshed(key, values, rows, step, skipped):
+        def refreshed(key, values, rows, top, step, skipped):
+            key = (
+                key
+                if implementation is None
+                else jax.random.wrap_key_data(key, impl=implementation)
+            )
             key, now = jax.random.split(key)
             options = Options(probes, passes, 1, rows, None, progress=False, found=step)
-            at = expansion_at(loss, 0, False, options)((params, *curvature_args), now)
-            found = jax.tree.map(lambda x: x[:probes], fit(at.pairs).eigh())
+            of_rest = expansion_at(lambda x, *args: loss(fill(x), *args), 0, False, options)
+            at = of_rest((params, *curvature_args), now)
+            every_value, vectors = fit(at.pairs).eigh()
+            found = jax.tree.map(lambda x: x[:probes], (every_value, vectors))
             length = scaling.norms(jax.tree.map(lambda x: x[:1], at.pairs.steps))[0]
             usable = tall.finite(found)
-            new, old = (*found, length), (values, rows, step)
-            s, u, step = jax.tree.map(lambda x, y: jnp.where(usable, x, y), new, old)
-            return key, s, u, step, skipped + (~usable).astype(jnp.int32)
+            new = *found, jnp.max(every_value), length
+            kept = jax.tree.map(
+                lambda x, y: jnp.where(usable, x, y), new, (values, rows, top, step)
+            )
+            key = key if implementation is None else jax.random.key_data(key)
+            return key, *kept, skipped + (~usable).astype(jnp.int32)
 
-        known = state.key, state.eigenvalues, state.eigenvectors, state.step, state.skipped
+        known = state.key, *state[2:7]
         due = state.count % every == 0
-        key, s, u, length, skipped = lax.cond(due, refreshed, lambda *known: known, *known)
+        known = lax.cond(due, refreshed, lambda *known: known, *known)
+        s, u = known[1:3]
 
         along, rest = _split(updates, u)
-        rate = jnp.asarray(learning_rate, s.dtype)
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = jnp.asarray(rate, s.dtype)
         size = jnp.abs(s)
         size = size + jnp.finfo(s.dtype).eps ** 0.5 * jnp.max(size)
         newton = tall.combine(
@@ -290,12 +363,46 @@ def precondition_top_curvature(
         )
         rest, inner_state = inner.update(rest, state.inner, params, **extra_args)
         update = jax.tree.map(jnp.add, *structure.widen((newton, _split(rest, u)[1])))
-        state = PreconditionTopCurvatureState(
-            state.count + 1, key, s, u, length, skipped, inner_state
-        )
+        state = PreconditionTopCurvatureState(state.count + 1, *known, inner_state)
         return structure.cast_like(update, rest), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _filled(params, whole):
+    """The function that puts the masked parameters beside those it is given."""
+    masked = partial(jax.tree.leaves, is_leaf=_is_masked)
+    if not any(map(_is_masked, masked(params))):
+        return lambda x: x
+    if whole is None:
+        raise ValueError(
+            "precondition_top_curvature needs all parameters for its loss where some are masked: "
+            "update(grads, state, params, whole_params=params)"
+        )
+
+    def fill(x):
+        return jax.tree.map(
+            lambda part, of_whole: of_whole if _is_masked(part) else part,
+            x,
+            whole,
+            is_leaf=_is_masked,
+        )
+
+    return fill
+
+
+def _is_masked(node):
+    return isinstance(node, optax.MaskedNode)
+
+
+def _static(check, value, *options):
+    """A check of what `optax.inject_hyperparams` makes an array of, unless it is told not to."""
+    try:
+        check(value, *options)
+    except TypeError as error:
+        if not isinstance(value, jax.Array):
+            raise
+        raise TypeError(f"{error}: under optax.inject_hyperparams name it in static_args") from None
 
 
 def _split(v, rows):

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -174,3 +175,42 @@ def test_the_state_of_an_optimiser_lies_where_the_parameters_do():
     update, state = step(x - 0.01 * update, state)
     assert update.sharding.spec == P("d")
     assert state.history.steps.sharding.spec == P(None, "d")
+
+
+OPTIMISERS = {
+    "scale_by_secant": lambda: lrj.optim.scale_by_secant(3),
+    "secant_newton": lambda: lrj.optim.secant_newton(0.5, memory_size=3),
+    "precondition_top_curvature": lambda: lrj.optim.precondition_top_curvature(
+        optax.sgd(0.1), loss, probes=2, passes=1, every=1, key=jax.random.key(0)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+def test_states_have_one_type_before_and_after_an_update_and_in_a_program(name, axis_type):
+    """The line search of optax is not among them: it does not take explicit axes."""
+    opt, mesh = OPTIMISERS[name](), on(8, axis_type)
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, P(None, "d"))
+        x = jax.device_put(np.linspace(0, 1, 64, dtype=np.float32).reshape(2, 8, 4), sharding)
+        begun = opt.init(x)
+        update, after = opt.update(x, begun, x)
+        states = begun, jax.jit(opt.init)(x), after, jax.jit(opt.update)(x, begun, x)[1]
+    types = [jax.tree.map(jax.typeof, state) for state in states]
+    assert types[1:] == types[:-1]
+    assert jax.typeof(update) == jax.typeof(x)
+
+
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+def test_a_point_may_be_closed_over_or_passed(axis_type):
+    mesh = on(8, axis_type)
+    v = np.linspace(0, 1, DIM)
+    key = jax.random.key(0)
+    expected = lrj.lowrank_hessian(loss, 2)(v, key=key).to_dense()
+    with jax.set_mesh(mesh):
+        x = jax.device_put(v, NamedSharding(mesh, P("d")))
+        closed = jax.jit(lambda key: lrj.lowrank_hessian(loss, 2)(x, key=key).to_dense())(key)
+        passed = jax.jit(lambda x, key: lrj.lowrank_hessian(loss, 2)(x, key=key).to_dense())(x, key)
+    for found in (closed, passed):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)

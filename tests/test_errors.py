@@ -462,9 +462,9 @@ CASES = {
         "pairs.steps must have the tree structure",
     ),
     "a history of nothing": (
-        lambda: lrj.history.init({}, 2),
+        lambda: lrj.history.pairs(lrj.history.init({}, 2)),
         ValueError,
-        "params must hold at least one array",
+        "history.params must hold at least one array",
     ),
     "a point that does not fit the history": (
         lambda: lrj.history.push(lrj.history.init(ROW, 2), ROW[:2], ROW),

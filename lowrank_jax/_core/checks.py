@@ -32,6 +32,22 @@ def point(tree: Any, name: str) -> Vector:
     return tree
 
 
+def form(tree: Any, name: str) -> Vector:
+    """A `vector`, or shapes and dtypes alone of one, `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      TypeError: as `vector` does.
+    """
+
+    def leaf_form(path, leaf):
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return _float_array(leaf, name + keystr(path))
+        _floating(leaf.dtype, name + keystr(path))
+        return leaf
+
+    return tree_map_with_path(leaf_form, tree)
+
+
 def rows(tree: Any, name: str) -> tuple[Rows, int]:
     """A pytree whose leaves share a leading axis, and that axis's length.
 
@@ -240,10 +256,13 @@ def key(value: Any) -> None:
 
 
 def _float_array(leaf: Any, path: str) -> jax.Array:
-    dtype = _dtype(leaf, path)
+    _floating(_dtype(leaf, path), path)
+    return jnp.asarray(leaf)
+
+
+def _floating(dtype: Any, path: str) -> None:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{path} must be a real floating-point array, got dtype {dtype}")
-    return jnp.asarray(leaf)
 
 
 def _dtype(leaf: Any, path: str, expected: str = "an array") -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from lowrank_jax._clouds.fit import fit
 from lowrank_jax._clouds.pairs import centered, evaluate
 from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.types import Argnums, Loss, Rows, Scalar, Solver, Vector
-from lowrank_jax._models.trust_region import minimiser_within
+from lowrank_jax._models.trust_region import minimiser_within, saddle_within
 from lowrank_jax._operators.diagonal import DiagonalPlusLowRank
 from lowrank_jax._operators.shifted import is_number
 from lowrank_jax._operators.symmetric import Operator, check_operator
@@ -42,6 +43,8 @@ class QuadraticModel:
       >>> step = model.trust_region_step(radius=2.0)
       >>> round(float(model.predicted_change(step)), 4)
       -2.6667
+      >>> model.saddle_step(radius=2.0)
+      Array([-1.,  0.], dtype=float32)
     """
 
     center: Vector
@@ -127,16 +130,36 @@ class QuadraticModel:
         Source: More and Sorensen, Computing a trust region step, SIAM J. Sci. Stat. Comput.
         4 (1983); the derivatives by the implicit function theorem.
         """
+        return self._within(minimiser_within, radius, "trust_region_step")
+
+    def saddle_step(self, radius: Scalar) -> Vector:
+        """Returns a step of norm at most `radius` up along the lowest eigenvector, down otherwise.
+
+        With w the lowest eigenvalue of H and v its eigenvector, it is the `trust_region_step` of
+        the model's image, which is upside down along v: H becomes `H - 2 w v v^T`, and g
+        becomes `g - 2 <g, v> v`. Where w alone is negative and the Newton step is within the
+        radius, it is the Newton step, to the saddle of index one. Elsewhere it climbs along v,
+        out of a minimum too, and descends along the rest: repeated, with a new gradient
+        and `fit(pairs, base=hessian)` as the new Hessian, it leads to transition states.
+
+        Outside the factors' span all eigenvalues are zero, or the number on the diagonal: where
+        they are the lowest, v is the direction of the gradient there.
+
+        Raises:
+          ValueError: as `trust_region_step` does.
+
+        Source: Helgaker, Transition-state optimizations by trust-region image minimization,
+        Chem. Phys. Lett. 182 (1991).
+        """
+        return self._within(saddle_within, radius, "saddle_step")
+
+    def _within(self, step, radius, name):
         self._check()
         checks.positive(radius, "radius")
         if isinstance(self.hessian, DiagonalPlusLowRank) and not is_number(self.hessian.diag):
-            raise ValueError("trust_region_step needs a Hessian whose diagonal is one number")
+            raise ValueError(f"{name} needs a Hessian whose diagonal is one number")
         dtype = structure.compute_dtype((self.hessian, self.grad))
-        return self._trust_region_step(jnp.asarray(radius, dtype))
-
-    @jax.jit
-    def _trust_region_step(self, radius):
-        return minimiser_within(self.hessian, self.grad, radius)
+        return _step_within(step, self.hessian, self.grad, jnp.asarray(radius, dtype))
 
     def _check(self):
         """What the parts of a model that was put together by hand must be."""
@@ -268,6 +291,11 @@ def quadratic_model_at(
         return (model, at.aux) if has_aux else model
 
     return model_at
+
+
+@partial(jax.jit, static_argnums=0)
+def _step_within(step, hessian, grad, radius):
+    return step(hessian, grad, radius)
 
 
 def _operator(hessian):

@@ -1,4 +1,4 @@
-"""The minimiser of a quadratic model over steps of bounded norm."""
+"""The minimiser of a quadratic model over steps of bounded norm, and the step to a saddle."""
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,32 @@ def minimiser_within(hessian: Operator, grad: Vector, radius: jax.Array) -> Vect
         lambda linear, right: lax.custom_linear_solve(linear, right, bordered, symmetric=True),
     )
     return structure.cast_like(step, grad)
+
+
+def saddle_within(hessian: Operator, grad: Vector, radius: jax.Array) -> Vector:
+    """The minimiser of the image of the model, upside down along the lowest eigenvector of H.
+
+    With w and v the lowest eigenvalue and its eigenvector, the image has the Hessian
+    `H - 2 w v v^T` and the gradient `g - 2 <g, v> v`.
+    """
+    h, g = structure.widen((hessian, grad))
+    shift, s, u = _spectrum(h)
+    outside = tall.project_out(tall.project_out(g, u), u)
+    outside = tall.times(scaling.reciprocal(scaling.norm(outside)), outside)
+    has_null = jnp.sum(s != 0) < h.shape[-1]
+    values = jnp.append(jnp.where(s == 0, jnp.inf, s), jnp.where(has_null, 0, jnp.inf))
+    lowest = jnp.argmin(values)
+    chosen = (jnp.arange(len(values)) == lowest).astype(s.dtype)
+    v = jax.tree.map(lambda x, y: x + chosen[-1] * y, tall.combine(chosen[:-1], u), outside)
+    w = shift + values[lowest]
+    v_row = jax.tree.map(lambda x: x[None], v)
+    image = h + SymmetricLowRank(v_row, jnp.reshape(-2 * w, (1, 1)))
+    return minimiser_within(image, structure.cast_like(_reflected(g, v), grad), radius)
+
+
+def _reflected(g, v):
+    along = tall.dot(g, v)
+    return jax.tree.map(lambda x, y: x - 2 * along * y, g, v)
 
 
 def _minimiser(h, g, radius):
