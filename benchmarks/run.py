@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks import curvature, fits, measure, products, steps, training
+from benchmarks import curvature, errors, fits, measure, products, steps, training
 from benchmarks.options import Options
 
 BENCHMARKS = {
@@ -27,6 +27,8 @@ BENCHMARKS = {
     "training": training.training,
     "networks": products.networks,
     "steps": steps.steps,
+    "errors": errors.networks,
+    "estimates": errors.estimates,
 }
 RESULTS = Path(__file__).parent / "results"
 
