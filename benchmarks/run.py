@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks import curvature, fits, measure, products, scale, steps, tasks, training
+from benchmarks import curvature, errors, fits, measure, products, scale, steps, tasks, training
 from benchmarks.options import Options
 
 BENCHMARKS = {
@@ -30,6 +30,8 @@ BENCHMARKS = {
     "steps": steps.steps,
     "tasks": tasks.tasks,
     "scale": scale.scale,
+    "errors": errors.networks,
+    "estimates": errors.estimates,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -5,6 +5,7 @@ float64.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import lowrank_jax as lrj
@@ -46,11 +47,26 @@ def study(name: str, problem: Problem) -> list[dict]:
                 "direction": direction,
                 "error": error,
                 "best": best,
+                "central": _central_error(name, problem, v),
                 "estimate": float(pairs.rounding[0]),
                 "extra": len(counts) - 2,  # one at x and one for the pair
             }
         )
     return found
+
+
+def _central_error(name, problem, v):
+    """That of `gradient_difference(central=True)`; not of noise, which a program draws once."""
+    if name.startswith("noise"):
+        return None
+
+    @jax.custom_vjp
+    def loss(x):
+        return jnp.zeros((), x.dtype)
+
+    loss.defvjp(lambda x: (loss(x), x), lambda x, g: (g * problem.gradient(x).astype(x.dtype),))
+    product = lrj.gradient_difference(loss, central=True)
+    return _error(problem, v, np.asarray(product(problem.x, v)))
 
 
 def _error(problem, s, y):
@@ -78,15 +94,18 @@ def _error_of_step(problem, v, h):
 
 
 def summary(found: list[dict]) -> dict[str, float]:
-    """Quantiles of the error over the best, how the estimate does, and what it costs."""
+    """Quantiles of the error over the best one-sided, how the estimate does, what it costs."""
     error, best, estimate, extra = (
         np.array([each[key] for each in found]) for key in ("error", "best", "estimate", "extra")
     )
     ratio = error / best
+    central = np.array([e["central"] / e["best"] for e in found if e["central"] is not None])
     return {
         "median": float(np.median(ratio)),
         "90 %": float(np.quantile(ratio, 0.9)),
         "worst": float(np.max(ratio)),
+        "central, median": float(np.median(central)),
+        "central, 90 %": float(np.quantile(central, 0.9)),
         "estimate within 3x": float(np.mean((estimate < 3 * error) & (error < 3 * estimate))),
         "above 10 % and not flagged": int(np.sum((error > 0.1) & (estimate < 0.03))),
         "most gradients more": int(np.max(extra)),

@@ -282,6 +282,13 @@ MUTANTS = (
         "test_steps.py::test_what_no_step_can_measure_is_flagged",
     ),
     Mutant(
+        "the second pass looks where the first one found",
+        "_at_a_point.differences",
+        "jnp.where(second, 1 / 16, 1)",
+        "jnp.where(second, 1, 1)",
+        "test_steps.py::test_the_second_pass_looks_for_shorter_steps",
+    ),
+    Mutant(
         "a Ritz residual leaves out what contradicts itself",
         "_at_a_point.ritz",
         "residuals = jnp.where(empty, jnp.inf, scaling.norms(rest))",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lowrank_jax as lrj
-from benchmarks import steps
+from benchmarks import errors, steps
 from tests import draws, reference
 
 KEY = jax.random.key(0)
@@ -76,6 +76,29 @@ def test_the_step_that_was_found_gives_the_same_pairs_for_fewer_gradients(rng):
     assert len(points) == 4
     assert again.rounding is None
     np.testing.assert_allclose(again.grad_diffs, first.grad_diffs, rtol=1e-6)
+
+
+def test_the_second_pass_looks_for_shorter_steps():
+    """Along the leading direction the best step is 2^9 times shorter than along the first one."""
+
+    def loss(x):
+        return jnp.sum(x[1:] ** 3) / 6 + jnp.sin(1000 * x[0]) / 100
+
+    x = np.full(12, 0.5)
+    x[0] = 0.0012
+    start = np.eye(12)[3:4] + 2.0**-8 * np.eye(12)[:1]
+    pairs = lrj.lowrank_hessian(loss, 1, start=start, solver=lambda pairs: pairs)(x, key=KEY)
+    exact = np.asarray(pairs.steps) @ np.asarray(jax.hessian(loss)(x))
+    assert reference.relative_error(pairs.grad_diffs[1], exact[1]) < 1e-8
+
+
+def test_a_relu_network_at_its_start_is_flagged():
+    """Zero biases and blank images: the gradient jumps at the point, and all steps agree."""
+    point = errors.blank_point(60)  # of 40 the jumps of the ten blank ones cancel
+    at = lrj.lowrank_hessian(point.loss, 4, passes=3, return_pairs=True)
+    for key in jax.random.split(KEY, 3):
+        _, pairs = at(point.x, *point.data, key=key)
+        assert np.max(pairs.rounding) > 0.3
 
 
 def test_a_batch_of_points_finds_the_steps_of_each(rng):

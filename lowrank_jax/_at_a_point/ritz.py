@@ -38,8 +38,11 @@ def ritz_pairs(pairs: SecantPairs | tuple[Rows, Rows]) -> RitzPairs:
         |H v - w v|^2 = |P^T u|^2 + |(A - M)^T u|^2.
 
     Within that distance of w lies an eigenvalue of H, where the pairs are those of one symmetric H
-    (Krylov-Weinstein); where they are not, as of a loss that is not quadratic, the second term
-    says by how much. The values are those of H on the span of the steps: the operator of
+    (Krylov-Weinstein). Where they are not, as gradient differences of a loss that is not
+    quadratic, the second term has what contradicts symmetry; the rest of their error is not in the
+    residual. Of pairs from `lowrank_hessian` `pairs.rounding` estimates it, relative to the
+    largest slope: what is below `max(pairs.rounding)` times the largest value says little.
+    The values are those of H on the span of the steps: the operator of
     `fit` extrapolates, and its eigenvalues differ.
 
     Args:

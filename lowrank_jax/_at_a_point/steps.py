@@ -17,7 +17,8 @@ exact for whole a_k, so that how x is rounded drops out of it. From the disagree
 the minima near the first rung from below where neighbours agree: to better than a half, and better
 than those above. First on a ladder of six rungs from the resolution of x to 64 |x|, then on
 three about the result, 16 times as long as one another; another pass takes those three alone,
-about the step of the pass before. On the three, where one of noise and truncation may rule
+about the step of the pass before (the second one, which turns to leading directions, about a
+sixteenth of it). On the three, where one of noise and truncation may rule
 everywhere, each is what is left without the other: truncation is linear in (-16)^k (in 256^k for
 central differences), so with w = 1 / 16 (-1 / 256)
 
