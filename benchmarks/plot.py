@@ -92,7 +92,7 @@ def draw_attention(results: dict) -> plt.Figure:
 
 
 def draw_training(results: dict) -> plt.Figure:
-    """How many gradients until Adam's lowest loss; a line that ends at the edge does not reach it."""
+    """How many gradients until Adam's lowest loss."""
     problems = results["training"]["problems"]
     figure, ax = plt.subplots(figsize=SIZE, layout="constrained")
     shown = {
@@ -117,7 +117,9 @@ def draw_training(results: dict) -> plt.Figure:
         style = {"color": color, "fontweight": "bold", "fontsize": 11, "transform": ax.transAxes}
         ax.text((0, 0.2, 0.55, 0.2)[i], (1.1, 1.1, 1.1, 1.03)[i], name, **style)
     names = [PROBLEMS[name].replace(", ", ",\n") for name in problems][::-1]
-    names = [name.replace("physics-informed network", "physics-informed\nnetwork") for name in names]
+    names = [
+        name.replace("physics-informed network", "physics-informed\nnetwork") for name in names
+    ]
     ax.yaxis.set_ticks(range(len(names)), names, fontsize=11)
     ax.set(xlim=(0, 2300), xlabel="gradients to the loss that Adam reaches with 2,000")
     ax.tick_params(axis="y", length=0)
