@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
@@ -268,6 +269,44 @@ def transformer_point(count: int = 300) -> Point:
 def _mean_cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
     picked = jnp.take_along_axis(scores, labels[:, None], axis=1)[:, 0]
     return jnp.mean(jax.nn.logsumexp(scores, axis=1) - picked)
+
+
+class BeadChain(NamedTuple):
+    """Beads in a row, in NumPy: a bond stretched by d costs `k (1 - exp(-d))^2`.
+
+    Bonds get softer along the chain. One stiff bond in the middle is about to break: stretched that
+    far, it pulls the less, the longer it gets, a negative curvature.
+    """
+
+    stiffness: np.ndarray
+    stretch: np.ndarray
+
+    def energy(self, moved: Any) -> np.floating:
+        """Where each bead is displaced by so much."""
+        return np.sum(self.stiffness * (1 - self._decay(moved)) ** 2)
+
+    def gradient(self, moved: Any) -> np.ndarray:
+        """Of the energy."""
+        decay = self._decay(moved)
+        pull = 2 * self.stiffness * (1 - decay) * decay
+        return pull - np.append(pull[1:], 0)
+
+    def hessian(self, moved: Any) -> np.ndarray:
+        """The closed form, dense."""
+        decay = self._decay(moved)
+        differences = np.eye(len(decay)) - np.eye(len(decay), k=-1)
+        return (differences.T * (2 * self.stiffness * decay * (2 * decay - 1))) @ differences
+
+    def _decay(self, moved):
+        return np.exp(-self.stretch - np.diff(np.asarray(moved, float), prepend=0))
+
+
+def bead_chain(count: int) -> tuple[BeadChain, np.ndarray]:
+    """A chain of that many beads, and how far each is displaced, float32."""
+    random = np.random.default_rng(0)
+    stiffness, stretch = 100 / np.arange(1.0, count + 1), random.uniform(0, 0.3, count)
+    stiffness[count // 2], stretch[count // 2] = 300, np.log(4)
+    return BeadChain(stiffness, stretch), random.normal(0, 0.02, count).astype(np.float32)
 
 
 def random_pairs(shape: Sequence[int]) -> SecantPairs:

@@ -1,6 +1,6 @@
 """Low-rank Hessians from gradients: curvature for JAX without a second derivative."""
 
-from lowrank_jax import history, interop, optim
+from lowrank_jax import history, interop, optim, plot
 from lowrank_jax._at_a_point.comparison import HvpComparison, compare_hvp
 from lowrank_jax._at_a_point.differences import gradient_difference
 from lowrank_jax._at_a_point.eigenpair import EigenpairInfo, top_eigenpair
@@ -74,6 +74,7 @@ __all__ = [
     "mean_gradient",
     "mean_product",
     "optim",
+    "plot",
     "probe_pairs",
     "quadratic_model",
     "quadratic_model_at",

@@ -18,41 +18,28 @@
 # 8. Derivatives of what depends on `H`
 # 9. Logistic regression and softmax
 # 10. What a gradient step really changes
-# 11. Put to use: training with a penalty on curvature
 #
-# In 1 to 9 the clouds span the whole space (but for that in 6), so that all of `H` is measured. The
-# last section has 64 dimensions and clouds of 4 steps, and differentiates through the fit.
+# The clouds span the whole space (but for that in 6), so that all of `H` is measured. Each section
+# is a function, whose names are its own.
 
 # %%
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
-sys.path.insert(0, str(HERE.parent))  # finds benchmarks/ from any working directory
+sys.path += map(str, Path(globals().get("__file__", "here")).resolve().parents)  # for benchmarks/
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
 
-if "__file__" in globals():  # a script: no window
-    matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 import lowrank_jax as lrj
-from benchmarks.problems import cloud, digits, image_loss, init_mlp, logits, mean_loss
+from benchmarks import notebook
+from benchmarks.notebook import say
+from benchmarks.problems import digits, image_loss
 
-START = time.perf_counter()
 RANDOM = np.random.default_rng(0)
-
-
-def say(text):
-    """One line of progress, visible at once, also in a log file."""
-    print(f"[{time.perf_counter() - START:5.1f} s] {text}", flush=True)
 
 
 def normal(*shape):
@@ -110,6 +97,12 @@ def symmetric(a):
     return (a + a.T) / 2
 
 
+def positive_definite():
+    """A random matrix with eigenvalues from 1 to 5, roughly."""
+    root = normal(3, 3) / 2
+    return root @ root.T + np.eye(3, dtype=np.float32)
+
+
 # %% [markdown]
 # The closed forms are computed by NumPy. `lrj.secant_hessian(loss)(points)` is called without
 # `jax.jit` where it is called once: the fit is a jitted function already, and it is compiled again
@@ -131,27 +124,32 @@ def symmetric(a):
 # A point of `lowrank_jax` may have any shape. A stack of 4 x 3 matrices gives an operator that
 # acts on 4 x 3 matrices, and `H @ K` is one.
 
+
 # %%
-section("1. losses of a matrix: f(X) = tr(X^T A X B), X of shape (4, 3)")
-A, B, K = normal(4, 4), normal(3, 3), normal(4, 3)
-matrices = normal(20, 4, 3)  # a cloud of 20 points in 12 dimensions
-
-
 def trace_loss(X, A, B):
     return jnp.trace(X.T @ A @ X @ B)
 
 
-hessian = jax.jit(lrj.secant_hessian(trace_loss))
-H = hessian(matrices, A, B)
-check("H[K] = A K B + A^T K B^T", H @ K, A @ K @ B + A.T @ K @ B.T, ROUNDING)
+trace_hessian = jax.jit(lrj.secant_hessian(trace_loss))
+MATRICES = normal(20, 4, 3)  # a cloud of 20 points in 12 dimensions
 
-A, B = symmetric(A), symmetric(B)
-H = hessian(matrices, A, B)
-check("symmetric A and B:  H[K] = 2 A K B", H @ K, 2 * A @ K @ B, ROUNDING)
-check("the matrix of H = 2 A ⊗ B", H.to_dense(), 2 * np.kron(A, B), ROUNDING)
-check("tr H = 2 tr A tr B", H.trace(), 2 * np.trace(A) * np.trace(B), ROUNDING)
-norms = np.linalg.norm(A) * np.linalg.norm(B)
-check("|H| = 2 |A| |B|", H.frobenius_norm(), 2 * norms, ROUNDING)
+
+def losses_of_a_matrix():
+    section("1. losses of a matrix: f(X) = tr(X^T A X B), X of shape (4, 3)")
+    A, B, K = normal(4, 4), normal(3, 3), normal(4, 3)
+    H = trace_hessian(MATRICES, A, B)
+    check("H[K] = A K B + A^T K B^T", H @ K, A @ K @ B + A.T @ K @ B.T, ROUNDING)
+
+    S, T = symmetric(A), symmetric(B)
+    of_both = trace_hessian(MATRICES, S, T)
+    check("symmetric A and B:  H[K] = 2 A K B", of_both @ K, 2 * S @ K @ T, ROUNDING)
+    check("the matrix of H = 2 A ⊗ B", of_both.to_dense(), 2 * np.kron(S, T), ROUNDING)
+    check("tr H = 2 tr A tr B", of_both.trace(), 2 * np.trace(S) * np.trace(T), ROUNDING)
+    norms = np.linalg.norm(S) * np.linalg.norm(T)
+    check("|H| = 2 |A| |B|", of_both.frobenius_norm(), 2 * norms, ROUNDING)
+
+
+losses_of_a_matrix()
 
 # %% [markdown]
 # ## 2. Second derivatives by polarization
@@ -164,20 +162,24 @@ check("|H| = 2 |A| |B|", H.frobenius_norm(), 2 * norms, ROUNDING)
 # `H.bilinear(h, k)` is the form itself. `lrj.second_derivative` takes it from the loss, by
 # differentiating twice.
 
+
 # %%
-section("2. polarization, the same loss: <h, H k> = 2 tr(h^T A k B)")
-h, k = normal(2, 4, 3)
+def polarization():
+    section("2. polarization, the same loss: <h, H k> = 2 tr(h^T A k B)")
+    A, B, (h, k) = symmetric(normal(4, 4)), symmetric(normal(3, 3)), normal(2, 4, 3)
+    H = trace_hessian(MATRICES, A, B)
+
+    def q(h):
+        return H.bilinear(h, h)
+
+    form = 2 * np.trace(h.T @ A @ k @ B)
+    check("(q(h + k) - q(h - k)) / 4", (q(h + k) - q(h - k)) / 4, form, ROUNDING)
+    check("H.bilinear(h, k)", H.bilinear(h, k), form, ROUNDING)
+    twice = jax.jit(lrj.second_derivative(trace_loss))(MATRICES[0], h, k, A, B)
+    check("lrj.second_derivative", twice, form, ROUNDING)
 
 
-def q(h):
-    return H.bilinear(h, h)
-
-
-form = 2 * np.trace(h.T @ A @ k @ B)
-check("(q(h + k) - q(h - k)) / 4", (q(h + k) - q(h - k)) / 4, form, ROUNDING)
-check("H.bilinear(h, k)", H.bilinear(h, k), form, ROUNDING)
-twice = jax.jit(lrj.second_derivative(trace_loss))(matrices[0], h, k, A, B)
-check("lrj.second_derivative", twice, form, ROUNDING)
+polarization()
 
 # %% [markdown]
 # ## 3. Functions with several outputs
@@ -188,25 +190,28 @@ check("lrj.second_derivative", twice, form, ROUNDING)
 #
 #     H_i = -2 f_i (1 - f_i^2) w_i w_i^T.
 
+
 # %%
-section("3. several outputs: f(x) = tanh(W x), three outputs, three inputs")
-W, x, v = normal(3, 3) / 2, normal(3), normal(3)
-points = symmetric_cloud(x, 6)
+def several_outputs():
+    section("3. several outputs: f(x) = tanh(W x), three outputs, three inputs")
+    W, x, v = normal(3, 3) / 2, normal(3), normal(3)
+    points = symmetric_cloud(x, 6)
+
+    def output(x, i):
+        return jnp.tanh(W @ x)[i]
+
+    by_output = jax.vmap(lrj.secant_hessian(output), in_axes=(None, 0))
+    hessians = jax.jit(by_output)(points, jnp.arange(3))
+    f = np.tanh(W @ x)
+    closed_form = (-2 * f * (1 - f**2))[:, None, None] * W[:, :, None] * W[:, None, :]  # (3, 3, 3)
+    matrices = jax.vmap(lambda H: H.to_dense())(hessians)
+    for i in range(3):
+        check(f"H_{i} = -2 f (1 - f^2) w w^T", matrices[i], closed_form[i], CURVED)
+    products = jax.vmap(lambda H: H @ v)(hessians)
+    check("H_i v, all outputs at once", products, closed_form @ v, CURVED)
 
 
-def output(x, i):
-    return jnp.tanh(W @ x)[i]
-
-
-by_output = jax.vmap(lrj.secant_hessian(output), in_axes=(None, 0))
-hessians = jax.jit(by_output)(points, jnp.arange(3))
-f = np.tanh(W @ x)
-closed_form = (-2 * f * (1 - f**2))[:, None, None] * W[:, :, None] * W[:, None, :]  # (3, 3, 3)
-matrices = jax.vmap(lambda H: H.to_dense())(hessians)
-for i in range(3):
-    check(f"H_{i} = -2 f (1 - f^2) w w^T", matrices[i], closed_form[i], CURVED)
-products = jax.vmap(lambda H: H @ v)(hessians)
-check("H_i v, all outputs at once", products, closed_form @ v, CURVED)
+several_outputs()
 
 # %% [markdown]
 # ## 4. Least squares, Newton's step and the pseudo-inverse
@@ -226,36 +231,39 @@ check("H_i v, all outputs at once", products, closed_form @ v, CURVED)
 # shortest of all best w. With the eigenvectors as factors and 1/s as core, it is an operator
 # again.
 
+
 # %%
-section("4. least squares: a parabola through (-2, 1) (0, 3) (1, 3) (3, 2) (4, 0)")
-abscissas, y = np.float32([-2, 0, 1, 3, 4]), np.float32([1, 3, 3, 2, 0])
-X = np.stack([np.ones(5, np.float32), abscissas, abscissas**2], axis=1)
+def least_squares():
+    section("4. least squares: a parabola through (-2, 1) (0, 3) (1, 3) (3, 2) (4, 0)")
+    abscissas, y = np.float32([-2, 0, 1, 3, 4]), np.float32([1, 3, 3, 2, 0])
+    X = np.stack([np.ones(5, np.float32), abscissas, abscissas**2], axis=1)
+
+    def squared_error(w, X, y):
+        return jnp.sum((X @ w - y) ** 2)
+
+    def pseudo_inverse(H):
+        """`H^+`: the eigenvalues that are exactly 0 are those that are zero to rounding."""
+        s, u = H.eigh()
+        return lrj.SymmetricLowRank(u, jnp.diag(jnp.where(s == 0, 0, 1 / jnp.where(s == 0, 1, s))))
+
+    H = lrj.secant_hessian(squared_error)(normal(12, 3), X, y)
+    check("H = 2 X^T X", H.to_dense(), 2 * X.T @ X, ROUNDING)
+    check("positive, negative, zero eigenvalues", H.inertia(), [3, 0, 0], 0)
+    minimum = [3, 29 / 66, -19 / 66]
+    for start in [np.zeros(3, np.float32), 10 * normal(3)]:
+        step = -H.solve(jax.grad(squared_error)(start, X, y), damping=1e-6)
+        check(f"Newton from {np.round(start, 1)}", start + step, minimum, 1e-3)
+    check("H^+ 2 X^T y = X^+ y", pseudo_inverse(H) @ (2 * X.T @ y), minimum, 1e-4)
+
+    dependent = np.stack([np.ones(5, np.float32), abscissas, 1 + abscissas], axis=1)
+    of_rank_two = lrj.secant_hessian(squared_error)(normal(12, 3), dependent, y)
+    check("dependent columns: eigenvalues +, -, 0", of_rank_two.inertia(), [2, 0, 1], 0)
+    shortest = np.linalg.pinv(dependent.astype(float)) @ y
+    found = pseudo_inverse(of_rank_two) @ (2 * dependent.T @ y)
+    check("  H^+ 2 X^T y = X^+ y", found, shortest, 1e-4)
 
 
-def squared_error(w, X, y):
-    return jnp.sum((X @ w - y) ** 2)
-
-
-def pseudo_inverse(H):
-    """`H^+`: the eigenvalues that are exactly 0 are those that are zero to rounding."""
-    s, u = H.eigh()
-    return lrj.SymmetricLowRank(u, jnp.diag(jnp.where(s == 0, 0, 1 / jnp.where(s == 0, 1, s))))
-
-
-H = lrj.secant_hessian(squared_error)(normal(12, 3), X, y)
-check("H = 2 X^T X", H.to_dense(), 2 * X.T @ X, ROUNDING)
-check("positive, negative, zero eigenvalues", H.inertia(), [3, 0, 0], 0)
-minimum = [3, 29 / 66, -19 / 66]
-for start in [np.zeros(3, np.float32), 10 * normal(3)]:
-    step = -H.solve(jax.grad(squared_error)(start, X, y), damping=1e-6)
-    check(f"Newton from {np.round(start, 1)}", start + step, minimum, 1e-3)
-check("H^+ 2 X^T y = X^+ y", pseudo_inverse(H) @ (2 * X.T @ y), minimum, 1e-4)
-
-X = np.stack([np.ones(5, np.float32), abscissas, 1 + abscissas], axis=1)  # dependent
-H = lrj.secant_hessian(squared_error)(normal(12, 3), X, y)
-check("dependent columns: eigenvalues +, -, 0", H.inertia(), [2, 0, 1], 0)
-shortest = np.linalg.pinv(X.astype(float)) @ y
-check("  H^+ 2 X^T y = X^+ y", pseudo_inverse(H) @ (2 * X.T @ y), shortest, 1e-4)
+least_squares()
 
 # %% [markdown]
 # ## 5. Eigenvalues: bounds, trace, determinant, exponential
@@ -268,25 +276,30 @@ check("  H^+ 2 X^T y = X^+ y", pseudo_inverse(H) @ (2 * X.T @ y), shortest, 1e-4
 # `H.logdet(damping)` is the logarithm of `det(H + damping I)`. `H.map_spectrum(f)` applies a
 # function with `f(0) = 0` to the eigenvalues; with `f(s) = e^s - 1` it gives `e^H - I`.
 
+
 # %%
-section("5. eigenvalues: f(x) = x^T A x / 2")
-A = symmetric(normal(3, 3))
-H = lrj.secant_hessian(lambda x: x @ A @ x / 2)(normal(12, 3))
-s, u = np.linalg.eigh(A.astype(float))
-found = np.sort(H.eigh()[0][:3])  # those of largest magnitude come first
-check("eigenvalues, ascending", found, s, ROUNDING)
-quotients = np.array(jax.jit(jax.vmap(lambda v: H.bilinear(v, v) / (v @ v)))(normal(1000, 3)))
-print(f"  1000 quotients v^T H v / v^T v: from {quotients.min():.3f} to {quotients.max():.3f},")
-print(f"  between the eigenvalues {found[0]:.3f} and {found[-1]:.3f}")
-assert found[0] - 1e-4 < quotients.min() < quotients.max() < found[-1] + 1e-4
-check("tr H = sum of the eigenvalues", H.trace(), np.sum(s), ROUNDING)
-damping = 0.1 - s[0]  # H + damping I is positive definite
-determinant = jnp.exp(H.logdet(damping))
-check("det(H + d I) = product of s_i + d", determinant, np.prod(s + damping), 1e-4)
-exponential = jax.jit(lambda H: H.map_spectrum(jnp.expm1))(H)  # e^H - I
-closed_form = (u * np.exp(s)) @ u.T @ v
-check("e^H v = v + H v + H H v / 2 + ..", v + exponential @ v, closed_form, 1e-4)
-check("log det e^H = tr H", exponential.logdet(damping=1.0), np.trace(A), 1e-4)
+def eigenvalues():
+    section("5. eigenvalues: f(x) = x^T A x / 2")
+    A, v = symmetric(normal(3, 3)), normal(3)
+    H = lrj.secant_hessian(lambda x: x @ A @ x / 2)(normal(12, 3))
+    s, u = np.linalg.eigh(A.astype(float))
+    found = np.sort(H.eigh()[0][:3])  # those of largest magnitude come first
+    check("eigenvalues, ascending", found, s, ROUNDING)
+    quotients = np.array(jax.jit(jax.vmap(lambda v: H.bilinear(v, v) / (v @ v)))(normal(1000, 3)))
+    print(f"  1000 quotients v^T H v / v^T v: from {quotients.min():.3f} to {quotients.max():.3f},")
+    print(f"  between the eigenvalues {found[0]:.3f} and {found[-1]:.3f}")
+    assert found[0] - 1e-4 < quotients.min() < quotients.max() < found[-1] + 1e-4
+    check("tr H = sum of the eigenvalues", H.trace(), np.sum(s), ROUNDING)
+    damping = 0.1 - s[0]  # H + damping I is positive definite
+    determinant = jnp.exp(H.logdet(damping))
+    check("det(H + d I) = product of s_i + d", determinant, np.prod(s + damping), 1e-4)
+    exponential = jax.jit(lambda H: H.map_spectrum(jnp.expm1))(H)  # e^H - I
+    closed_form = (u * np.exp(s)) @ u.T @ v
+    check("e^H v = v + H v + H H v / 2 + ..", v + exponential @ v, closed_form, 1e-4)
+    check("log det e^H = tr H", exponential.logdet(damping=1.0), np.trace(A), 1e-4)
+
+
+eigenvalues()
 
 # %% [markdown]
 # ## 6. A network's gradient by hand
@@ -303,43 +316,45 @@ check("log det e^H = tr H", exponential.logdet(damping=1.0), np.trace(A), 1e-4)
 # differences, wherever they come from. Here they are ours, at points around the parameters, which
 # are a pytree, and the operator acts on pytrees. We compare with an exact Hessian-vector product.
 
+
 # %%
-section("6. backpropagation by hand: a network 64-16-10, one digit")
-all_images, all_labels = digits()
-image, label = all_images[3], all_labels[3]
-params = [
-    {"w": normal(64, 16) / 8, "b": normal(16) / 8},
-    {"w": normal(16, 10) / 4, "b": normal(10) / 4},
-]
+def backpropagation_by_hand():
+    section("6. backpropagation by hand: a network 64-16-10, one digit")
+    all_images, all_labels = digits()
+    image, label = all_images[3], all_labels[3]
+    params = [
+        {"w": normal(64, 16) / 8, "b": normal(16) / 8},
+        {"w": normal(16, 10) / 4, "b": normal(10) / 4},
+    ]
+
+    def backpropagation(params):
+        """The gradient of `image_loss` in the parameters."""
+        activations = [image]
+        for layer in params[:-1]:
+            activations.append(jnp.tanh(layer["w"].T @ activations[-1] + layer["b"]))
+        last = params[-1]["w"].T @ activations[-1] + params[-1]["b"]
+        error = jax.nn.softmax(last) - jax.nn.one_hot(label, 10)
+        gradients = []
+        for layer, activation in zip(reversed(params), reversed(activations), strict=True):
+            gradients.append({"w": jnp.outer(activation, error), "b": error})
+            error = (1 - activation**2) * (layer["w"] @ error)
+        return gradients[::-1]
+
+    def parameter_loss(params):
+        return image_loss(image, label, params)
+
+    by_hand = jax.jit(backpropagation)(params)
+    check("gradient", by_hand, jax.jit(jax.grad(parameter_loss))(params), ROUNDING)
+    flat, unravel = ravel_pytree(params)
+    points = jax.vmap(unravel)(symmetric_cloud(np.array(flat), 4))  # leaves of leading axis 8
+    pairs = jax.jit(lambda points: lrj.centered(points, jax.vmap(backpropagation)(points)))(points)
+    H = lrj.fit(pairs)
+    step = jax.tree.map(lambda leaf: leaf[0], pairs.steps)
+    exact = jax.jit(lrj.hvp(parameter_loss))(params, step)
+    check("H v for a step v, from our gradients", H @ step, exact, CURVED)
 
 
-def backpropagation(params):
-    """The gradient of `image_loss` in the parameters."""
-    activations = [image]
-    for layer in params[:-1]:
-        activations.append(jnp.tanh(layer["w"].T @ activations[-1] + layer["b"]))
-    last = params[-1]["w"].T @ activations[-1] + params[-1]["b"]
-    error = jax.nn.softmax(last) - jax.nn.one_hot(label, 10)
-    gradients = []
-    for layer, activation in zip(reversed(params), reversed(activations), strict=True):
-        gradients.append({"w": jnp.outer(activation, error), "b": error})
-        error = (1 - activation**2) * (layer["w"] @ error)
-    return gradients[::-1]
-
-
-def parameter_loss(params):
-    return image_loss(image, label, params)
-
-
-by_hand = jax.jit(backpropagation)(params)
-check("gradient", by_hand, jax.jit(jax.grad(parameter_loss))(params), ROUNDING)
-flat, unravel = ravel_pytree(params)
-points = jax.vmap(unravel)(symmetric_cloud(np.array(flat), 4))  # each leaf with a leading axis 8
-pairs = jax.jit(lambda points: lrj.centered(points, jax.vmap(backpropagation)(points)))(points)
-H = lrj.fit(pairs)
-step = jax.tree.map(lambda leaf: leaf[0], pairs.steps)
-exact = jax.jit(lrj.hvp(parameter_loss))(params, step)
-check("H v for a step v, from our gradients", H @ step, exact, CURVED)
+backpropagation_by_hand()
 
 # %% [markdown]
 # ## 7. Another inner product
@@ -356,38 +371,33 @@ check("H v for a step v, from our gradients", H @ step, exact, CURVED)
 # All inner products of the library are the usual one. If the cloud does not span the space, what
 # `H_r` assumes of the rest depends on it, and rescaling is how to choose.
 
+
 # %%
-section("7. the inner product u^T M v: f(x) = x^T A x / 2 - b^T x")
+def another_inner_product():
+    section("7. the inner product u^T M v: f(x) = x^T A x / 2 - b^T x")
+
+    A, M, b, x, v = positive_definite(), positive_definite(), *normal(3, 3)
+    L = np.linalg.cholesky(M)
+    back = np.linalg.inv(L).T  # x = back @ z
+
+    def in_x(x):
+        return x @ A @ x / 2 - b @ x
+
+    def in_z(z):
+        return in_x(back @ z)
+
+    gradient = A @ x - b
+    gradient_z = jax.grad(in_z)(L.T @ x)
+    H = lrj.secant_hessian(in_z)(normal(12, 3))
+    check("gradient = M^-1 g", back @ gradient_z, np.linalg.solve(M, gradient), ROUNDING)
+    check("operator v = M^-1 H v", back @ (H @ (L.T @ v)), np.linalg.solve(M, A @ v), ROUNDING)
+    eigenvalues = np.sort(np.linalg.eigvals(np.linalg.solve(M, A)).real)[::-1]
+    check("eigenvalues = those of M^-1 H", H.eigh()[0][:3], eigenvalues, ROUNDING)
+    newton = back @ H.solve(gradient_z, damping=1e-7)
+    check("Newton's step = H^-1 g, for every M", newton, np.linalg.solve(A, gradient), 1e-4)
 
 
-def positive_definite():
-    """A random matrix with eigenvalues from 1 to 5, roughly."""
-    root = normal(3, 3) / 2
-    return root @ root.T + np.eye(3, dtype=np.float32)
-
-
-A, M, b, x, v = positive_definite(), positive_definite(), *normal(3, 3)
-L = np.linalg.cholesky(M)
-back = np.linalg.inv(L).T  # x = back @ z
-
-
-def in_x(x):
-    return x @ A @ x / 2 - b @ x
-
-
-def in_z(z):
-    return in_x(back @ z)
-
-
-gradient = A @ x - b
-gradient_z = jax.grad(in_z)(L.T @ x)
-H = lrj.secant_hessian(in_z)(normal(12, 3))
-check("gradient = M^-1 g", back @ gradient_z, np.linalg.solve(M, gradient), ROUNDING)
-check("operator v = M^-1 H v", back @ (H @ (L.T @ v)), np.linalg.solve(M, A @ v), ROUNDING)
-eigenvalues = np.sort(np.linalg.eigvals(np.linalg.solve(M, A)).real)[::-1]
-check("eigenvalues = those of M^-1 H", H.eigh()[0][:3], eigenvalues, ROUNDING)
-newton = back @ H.solve(gradient_z, damping=1e-7)
-check("Newton's step = H^-1 g, for every M", newton, np.linalg.solve(A, gradient), 1e-4)
+another_inner_product()
 
 # %% [markdown]
 # ## 8. Derivatives of what depends on H
@@ -401,38 +411,41 @@ check("Newton's step = H^-1 g, for every M", newton, np.linalg.solve(A, gradient
 # through the loss, its gradients on the cloud, the fit and the method. `H + damping I` takes the
 # place of H.
 
+
 # %%
-section("8. derivatives through the operator: f(x) = x^T (A + t E) x / 2, at t = 0")
-E, points, damping = symmetric(normal(3, 3)), normal(12, 3), 0.5
-inverse = np.linalg.inv(A + damping * np.eye(3))  # of H + damping I
+def derivatives_through_the_operator():
+    section("8. derivatives through the operator: f(x) = x^T (A + t E) x / 2, at t = 0")
+    A, E, v = positive_definite(), symmetric(normal(3, 3)), normal(3)
+    points, damping = normal(12, 3), 0.5
+    inverse = np.linalg.inv(A + damping * np.eye(3))  # of H + damping I
+
+    def operator(t):
+        return lrj.secant_hessian(lambda x, t: x @ (A + t * E) @ x / 2)(points, t)
+
+    def log_determinant(t):
+        return operator(t).logdet(damping)
+
+    def several(t):
+        H = operator(t)
+        return H @ v, H.solve(v, damping), H.eigh()[0][:3]
+
+    def and_derivative(f):
+        """f(0) and f'(0), the derivative by forward mode."""
+        return jax.jit(lambda t: jax.jvp(f, (t,), (jnp.ones_like(t),)))(0.0)
+
+    _, (d_product, d_solution, d_eigenvalues) = and_derivative(several)
+    _, u = operator(0.0).eigh()
+    check("d H v = dH v", d_product, E @ v, ROUNDING)
+    check("d H^-1 v = -H^-1 dH H^-1 v", d_solution, -inverse @ E @ inverse @ v, 1e-4)
+    check("d s_i = u_i^T dH u_i", d_eigenvalues, np.sum(u[:3] @ E * u[:3], axis=1), 1e-4)
+    first, second = and_derivative(jax.grad(log_determinant))  # forward over reverse mode
+    check("d log det H = tr(H^-1 dH)", first, np.trace(inverse @ E), 1e-4)
+    check(
+        "d^2 log det H = -tr(H^-1 dH H^-1 dH)", second, -np.trace(inverse @ E @ inverse @ E), 1e-4
+    )
 
 
-def operator(t):
-    return lrj.secant_hessian(lambda x, t: x @ (A + t * E) @ x / 2)(points, t)
-
-
-def log_determinant(t):
-    return operator(t).logdet(damping)
-
-
-def several(t):
-    H = operator(t)
-    return H @ v, H.solve(v, damping), H.eigh()[0][:3]
-
-
-def and_derivative(f):
-    """f(0) and f'(0), the derivative by forward mode."""
-    return jax.jit(lambda t: jax.jvp(f, (t,), (jnp.ones_like(t),)))(0.0)
-
-
-_, (d_product, d_solution, d_eigenvalues) = and_derivative(several)
-_, u = operator(0.0).eigh()
-check("d H v = dH v", d_product, E @ v, ROUNDING)
-check("d H^-1 v = -H^-1 dH H^-1 v", d_solution, -inverse @ E @ inverse @ v, 1e-4)
-check("d s_i = u_i^T dH u_i", d_eigenvalues, np.sum(u[:3] @ E * u[:3], axis=1), 1e-4)
-first, second = and_derivative(jax.grad(log_determinant))  # forward over reverse mode
-check("d log det H = tr(H^-1 dH)", first, np.trace(inverse @ E), 1e-4)
-check("d^2 log det H = -tr(H^-1 dH H^-1 dH)", second, -np.trace(inverse @ E @ inverse @ E), 1e-4)
+derivatives_through_the_operator()
 
 # %% [markdown]
 # ## 9. Logistic regression and softmax
@@ -444,32 +457,34 @@ check("d^2 log det H = -tr(H^-1 dH H^-1 dH)", second, -np.trace(inverse @ E @ in
 # Hessian `diag(p) - p p^T`, which does not know the label. One direction is flat: adding one
 # number to all logits changes nothing, `H 1 = 0`.
 
+
 # %%
-section("9. logistic regression, 200 points in three dimensions; softmax of three logits")
-X, w = normal(200, 3), normal(3)
-targets = RANDOM.integers(0, 2, 200)
+def logistic_regression_and_softmax():
+    section("9. logistic regression, 200 points in three dimensions; softmax of three logits")
+    X, w = normal(200, 3), normal(3)
+    targets = RANDOM.integers(0, 2, 200)
+
+    def logistic_loss(w):
+        return jnp.mean(jax.nn.softplus(X @ w) - targets * (X @ w))
+
+    def cross_entropy(z, label):
+        return jax.nn.logsumexp(z) - z[label]
+
+    of_labels = lrj.secant_hessian(logistic_loss)(symmetric_cloud(w, 6))
+    p = 1 / (1 + np.exp(-X @ w))
+    by_hand = (X.T * (p * (1 - p))) @ X / 200
+    check("logistic: X^T diag(p (1 - p)) X / n", of_labels.to_dense(), by_hand, CURVED)
+
+    z = normal(3)
+    shares = np.exp(z) / np.sum(np.exp(z))
+    closed_form = np.diag(shares) - np.outer(shares, shares)
+    for label in (0, 2):
+        H = lrj.secant_hessian(cross_entropy)(symmetric_cloud(z, 6), label)
+        check(f"softmax, label {label}: diag(p) - p p^T", H.to_dense(), closed_form, CURVED)
+    check("  the flat direction: H (z + 1) = H z", H @ (z + 1), H @ z, CURVED)
 
 
-def logistic_loss(w):
-    return jnp.mean(jax.nn.softplus(X @ w) - targets * (X @ w))
-
-
-def cross_entropy(z, label):
-    return jax.nn.logsumexp(z) - z[label]
-
-
-H = lrj.secant_hessian(logistic_loss)(symmetric_cloud(w, 6))
-p = 1 / (1 + np.exp(-X @ w))
-check("logistic: X^T diag(p (1 - p)) X / n", H.to_dense(), (X.T * (p * (1 - p))) @ X / 200, CURVED)
-
-z = normal(3)
-p = np.exp(z) / np.sum(np.exp(z))
-points = symmetric_cloud(z, 6)
-closed_form = np.diag(p) - np.outer(p, p)
-for label in (0, 2):
-    H = lrj.secant_hessian(cross_entropy)(points, label)
-    check(f"softmax, label {label}: diag(p) - p p^T", H.to_dense(), closed_form, CURVED)
-check("  the flat direction: H (z + 1) = H z", H @ (z + 1), H @ z, CURVED)
+logistic_regression_and_softmax()
 
 # %% [markdown]
 # ## 10. What a gradient step really changes
@@ -483,7 +498,7 @@ check("  the flat direction: H (z + 1) = H z", H @ (z + 1), H @ z, CURVED)
 # `lrj.quadratic_model(loss)(points)` makes it from the values and gradients at the points. We look
 # at `f(x) = sum_i sin(x_i)`, whose Hessian is `diag(-sin x)`, at three points, and at the change
 # of the loss in units of what the gradient predicts: 1 is as predicted. The figure below shows it
-# for steps of many lengths (panel a).
+# for steps of many lengths.
 
 
 # %%
@@ -518,231 +533,24 @@ assert ratios["positive"][1, 9] < 0.97 < 0.99 < ratios["no"][1, 9] < 1.01
 assert ratios["negative"][1, 9] > 1.03
 
 # %% [markdown]
-# ## 11. Put to use: training with a penalty on curvature
-#
-# The loss of a network that reads digits has a Hessian in the *pixels*, as in the first notebook.
-# Where it is large, small changes of the image change the gradient, and soon the answer. Can we
-# train a network whose loss is flatter? We add to its training loss
-#
-#     strength * mean over the batch of sqrt(|H_r|_F),
-#
-# with one `H_r` for each image of the batch, from a cloud of the image and 4 steps of length 0.01
-# in random directions, new ones in every training step. That is 5 gradients for an image, where
-# the exact Hessian takes 64 Hessian-vector products. `jax.grad` goes through norm, fit, gradients
-# and loss to the parameters. `H_r` from 4 steps is a rough estimate of one Hessian, but what the
-# training sees is the average over many images and steps.
-#
-# Why the square root? Between images, `|H|` differs by factors of 10,000. It is large for the few
-# near a border between classes, which make up nearly all of the mean of `|H|`. The mean of
-# `log |H|` is the other extreme: it falls when the network becomes still more certain where it is
-# certain already. The square root is between the two. (This choice is a heuristic.)
-#
-# We train the same network from the same start, on the same batches, with the same number of steps
-# of Adam, with and without the penalty. Then we take the *exact* Hessian for 500 images that
-# neither has seen.
-
-# %%
-say("11. training with and without a penalty on the curvature in pixels")
-TEST, BATCH, ROUNDS, STEPS_A_ROUND, CLOUD_STEPS = 500, 64, 6, 50, 4
-STRENGTHS = {"no penalty": 0.0, "penalty": 0.3}
-order = np.random.default_rng(0).permutation(len(all_images))
-test_images, test_labels = all_images[order[:TEST]], all_labels[order[:TEST]]
-train_images, train_labels = all_images[order[TEST:]], all_labels[order[TEST:]]
-optimizer = optax.adam(2e-3)
-hessian_in_pixels = lrj.secant_hessian(image_loss, pairing=lrj.from_first)
-
-
-def penalty(params, images, labels, key):
-    """The mean of sqrt(|H_r|) over the images; the small number keeps its derivative finite."""
-
-    def of_image(image, label, key):
-        points = cloud(key, image, CLOUD_STEPS)
-        norm = hessian_in_pixels(points, label, params).frobenius_norm()
-        return jnp.sqrt(norm + 1e-4)
-
-    return jnp.mean(jax.vmap(of_image)(images, labels, jax.random.split(key, len(images))))
-
-
-def train_step(strength, carry, key):
-    """One step of Adam on a random batch, with the gradient of loss and penalty together."""
-    params, state = carry
-    batch_key, cloud_key = jax.random.split(key)
-    batch = jax.random.choice(batch_key, len(train_images), (BATCH,), replace=False)
-    images, labels = train_images[batch], train_labels[batch]
-
-    def total(params):
-        loss = mean_loss(params, images, labels)
-        return loss + strength * penalty(params, images, labels, cloud_key)
-
-    updates, state = optimizer.update(jax.grad(total)(params), state)
-    return (optax.apply_updates(params, updates), state), None
-
-
-@jax.jit
-def train_round(carry, keys, strength):
-    return jax.lax.scan(partial(train_step, strength), carry, keys)[0]
-
-
-@jax.jit
-def exact_norms(params):
-    """The exact |H| of each test image, (500,)."""
-
-    def norm(image_and_label):
-        return jnp.linalg.norm(jax.hessian(image_loss)(*image_and_label, params))
-
-    return jax.lax.map(norm, (test_images, test_labels), batch_size=50)
-
-
-@jax.jit
-def accuracy(params, images):
-    """The percentage of the images whose largest logit is that of the test labels."""
-    return 100 * jnp.mean(jnp.argmax(logits(params, images), axis=1) == test_labels)
-
-
-def train(name, strength):
-    """The trained parameters; |H| and the accuracy of the test images after each round."""
-    params = init_mlp(jax.random.key(0))
-    carry, norms, accuracies = (params, optimizer.init(params)), [], []
-    rounds = jax.random.split(jax.random.key(1), (ROUNDS, STEPS_A_ROUND))
-    for number, keys in enumerate(rounds, start=1):
-        carry = train_round(carry, keys, strength)
-        norms.append(np.array(exact_norms(carry[0])))
-        accuracies.append(float(accuracy(carry[0], test_images)))
-        say(
-            f"  {name:10}  step {number * STEPS_A_ROUND}: median |H| {np.median(norms[-1]):.3f}, "
-            f"90th percentile {np.quantile(norms[-1], 0.9):5.2f}, accuracy {accuracies[-1]:.1f}%"
-        )
-    return carry[0], np.array(norms), np.array(accuracies)
-
-
-runs = {name: train(name, strength) for name, strength in STRENGTHS.items()}
-
-# %% [markdown]
-# The median of `|H|` alone would not prove much. It also falls without a penalty, when a network
-# becomes more certain of the easy images, while the hard ones get worse (panel c below). So we ask
-# that the mean and the 90th percentile fall as well. And we look at what a flat loss is good for:
-# how many *disturbed* images the networks read, each image moved against its network, by a
-# step of length r along the gradient of its loss in the pixels.
-
-# %%
-MOVES = np.linspace(0, 1, 21, dtype=np.float32)
-
-
-@jax.jit
-def accuracies_when_moved(params):
-    """The accuracy on images moved by r along their normalised gradients, for each r in MOVES."""
-    slopes = jax.vmap(jax.grad(image_loss), in_axes=(0, 0, None))(test_images, test_labels, params)
-    slopes /= jnp.linalg.norm(slopes, axis=1, keepdims=True) + 1e-30
-    return jax.lax.map(lambda r: accuracy(params, test_images + r * slopes), MOVES)
-
-
-plain, flat = (runs[name][1][-1] for name in STRENGTHS)  # |H| of each test image
-moved = {name: np.array(accuracies_when_moved(runs[name][0])) for name in STRENGTHS}
-rows = {
-    "|H|, median": (np.median(plain), np.median(flat)),
-    "|H|, mean": (np.mean(plain), np.mean(flat)),
-    "|H|, 90th percentile": (np.quantile(plain, 0.9), np.quantile(flat, 0.9)),
-    "accuracy, %": tuple(runs[name][2][-1] for name in STRENGTHS),
-    "accuracy, images moved by 0.5, %": tuple(moved[name][10] for name in STRENGTHS),
-}
-print(f"\n{'':36}" + "".join(f"{name:>14}" for name in STRENGTHS))
-for title, numbers in rows.items():
-    digits_shown = 3 if "|H|" in title else 1
-    print(f"{title:36}" + "".join(f"{number:14.{digits_shown}f}" for number in numbers))
-print()
-assert rows["|H|, median"][1] < rows["|H|, median"][0] / 2
-assert rows["|H|, mean"][1] < rows["|H|, mean"][0] / 1.2
-assert rows["|H|, 90th percentile"][1] < rows["|H|, 90th percentile"][0] / 1.2
-assert rows["accuracy, %"][1] > rows["accuracy, %"][0] - 1
-
-# %% [markdown]
 # ## What it looks like
 
 # %%
-COLORS = {"no penalty": "#7d8794", "penalty": "#c8442e"}
-STYLE = {"font.size": 13, "axes.titlesize": 14, "axes.titlepad": 10, "axes.edgecolor": "#555555"}
-STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-
-
-def draw_steps(ax):
-    """The real change by a gradient step, and the model's, over the gradient's prediction."""
-    colors = {"positive": "#2f6fae", "no": "#222222", "negative": "#b5651d"}
-    for curvature, (predicted, real) in ratios.items():
-        color = colors[curvature]
-        ax.plot(LENGTHS, predicted, color=color, lw=1.5)
-        ax.plot(LENGTHS[1::2], real[1::2], "o", color=color, ms=6)
-        ax.text(0.61, predicted[-1], f"{curvature}\ncurvature", color=color, va="center")
-    ax.plot([], [], "o", color="k", ms=6, label="real change")
-    ax.plot([], [], color="k", lw=1.5, label="quadratic model")
-    ax.legend(loc="upper left")
-    ax.set(xlim=(0, 0.75), ylim=(0.78, 1.22), xticks=[0, 0.2, 0.4, 0.6])
-    ax.set_title(
-        "a. A step $s = -t\\,g$: change of the loss\nin units of the gradient's prediction"
-    )
-    ax.set(xlabel="step size $t$", ylabel="change of the loss / $\\langle g, s\\rangle$")
-
-
-def draw_distributions(ax):
-    """The share of the test images with an exact |H| of at most so much."""
-    share = 100 * np.arange(1, TEST + 1) / TEST
-    for name, (_, norms, accuracies) in runs.items():
-        label = f"{name}: accuracy {accuracies[-1]:.1f}%"
-        ax.plot(np.sort(norms[-1]), share, color=COLORS[name], lw=2.5, label=label)
-        median = np.median(norms[-1])
-        ax.plot(median, 50, "o", color=COLORS[name], ms=9)
-        side, ha = (1 / 1.4, "right") if name == "penalty" else (1.4, "left")
-        text = f"median {median:.2g}"
-        ax.text(side * median, 50, text, color=COLORS[name], ha=ha, va="center")
-    ax.set_xscale("log")
-    ticks = [1e-4, 1e-3, 0.01, 0.1, 1, 10, 100]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.minorticks_off()
-    ax.set(ylim=(0, 101), xlim=(1e-4, 200))
-    ax.legend(loc="upper left")
-    ax.set_title("b. Exact $|H|_F$ in the pixels\nof 500 test images")
-    ax.set(xlabel="$|H|_F$, exact", ylabel="images with less, %")
-
-
-def draw_training(ax):
-    """The median and the 90th percentile of |H| during training."""
-    steps = STEPS_A_ROUND * np.arange(1, ROUNDS + 1)
-    for name, (_, norms, _) in runs.items():
-        for fraction, line in ((0.9, "--"), (0.5, "-")):
-            values = np.quantile(norms, fraction, axis=1)
-            ax.plot(steps, values, line, color=COLORS[name], lw=2.5, marker="o", ms=5)
-            ax.text(steps[-1] + 8, values[-1], name, color=COLORS[name], va="center")
-    ax.plot([], [], "k--", lw=2, label="90th percentile")
-    ax.plot([], [], "k-", lw=2, label="median")
-    ax.set_yscale("log")
-    ax.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
-    ax.set(xlim=(0, 395), xticks=[0, 100, 200, 300])
-    ax.legend(loc="lower left")
-    ax.set_title("c. Exact $|H|_F$ of the test images\nduring training")
-    ax.set(xlabel="training step", ylabel="$|H|_F$, exact")
-
-
-def draw_moved(ax):
-    """The accuracy on images that were moved against the network."""
-    for name, values in moved.items():
-        ax.plot(MOVES, values, color=COLORS[name], lw=2.5, label=name)
-    ax.set(ylim=(0, 100), xlim=(0, MOVES[-1]))
-    ax.legend(loc="lower left")
-    ax.set_title("d. Accuracy on test images\nmoved along the gradient of their loss")
-    ax.set(xlabel="length of the move in 64 pixels (each from 0 to 1)", ylabel="accuracy, %")
-
-
-say("drawing ...")
-with plt.rc_context(STYLE):
-    figure, axes = plt.subplots(2, 2, figsize=(13, 11), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
-    for ax, draw in zip(
-        axes.flat, (draw_steps, draw_distributions, draw_training, draw_moved), strict=True
-    ):
-        draw(ax)
-    path = HERE / "figures" / "matrix_calculus.png"
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=100)
-say(f"figure saved: {path.relative_to(HERE.parent)}")
+COLORS = {"positive": notebook.BLUE, "no": "#222222", "negative": notebook.BROWN}
+figure, axes = notebook.panels("a", (8, 6))
+ax = axes["a"]
+for curvature, (of_model, of_loss) in ratios.items():
+    color = COLORS[curvature]
+    ax.plot(LENGTHS, of_model, color=color, lw=1.5)
+    ax.plot(LENGTHS[1::2], of_loss[1::2], "o", color=color, ms=6)
+    ax.text(0.61, of_model[-1], f"{curvature}\ncurvature", color=color, va="center")
+ax.plot([], [], "o", color="k", ms=6, label="real change")
+ax.plot([], [], color="k", lw=1.5, label="quadratic model")
+ax.legend(loc="upper left")
+ax.set(xlim=(0, 0.75), ylim=(0.78, 1.22), xticks=[0, 0.2, 0.4, 0.6])
+ax.set_title("A step $s = -t\\,g$: change of the loss\nin units of the gradient's prediction")
+ax.set(xlabel="step size $t$", ylabel="change of the loss / $\\langle g, s\\rangle$")
+notebook.save(figure, "matrix_calculus.png")
 
 # %% [markdown]
 # ## Limits
@@ -754,5 +562,3 @@ say(f"figure saved: {path.relative_to(HERE.parent)}")
 #   parabola, and two of seven digits. In higher degrees, fit orthogonal polynomials.
 # * **Derivatives of eigenvalues and eigenvectors** need eigenvalues that are distinct. Those of
 #   products, `solve`, `logdet`, trace and norm do not.
-# * **The penalty was tried on one small network.** Its strength and the square root are choices for
-#   this problem. A smaller Hessian is not a proof of robustness; panel d is a measurement.

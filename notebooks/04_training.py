@@ -13,37 +13,23 @@
 # %%
 import json
 import sys
-import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
-sys.path.insert(0, str(HERE.parent))  # finds benchmarks/ from any working directory
+sys.path += map(str, Path(globals().get("__file__", "here")).resolve().parents)  # for benchmarks/
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-if "__file__" in globals():  # a script: no window
-    matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 import lowrank_jax as lrj
+from benchmarks import notebook
+from benchmarks.notebook import BLUE, BROWN, GREEN, GREY, QUICK, RED, plain_ticks, say
 from benchmarks.problems import digits, init_mlp, mean_loss
 from lowrank_jax import history, optim
-
-START = time.perf_counter()
-QUICK = "--quick" in sys.argv  # fewer runs and steps, for a look
-
-
-def say(text):
-    """One line of progress, visible at once, also in a log file."""
-    print(f"[{time.perf_counter() - START:5.1f} s] {text}", flush=True)
-
 
 # %% [markdown]
 # ## 1. Sharpness from a run's own gradients
@@ -231,7 +217,8 @@ PROBLEMS = {
     "poisson": "physics-informed network",
     "autoencoder": "autoencoder",
 }
-results = json.loads((HERE.parent / "benchmarks/results/cpu/training.json").read_text())
+RESULTS = Path(notebook.__file__).parent / "results/cpu/training.json"
+results = json.loads(RESULTS.read_text())
 problems = {title: results["problems"][name] for name, title in PROBLEMS.items()}
 methods = list(problems["least squares"]["methods"])
 
@@ -324,8 +311,8 @@ def search(params):
     return jax.lax.scan(search_step, (params, optimizer.init(params)), length=10)
 
 
-(params, _), losses = search(params)
-network = nnx.merge(graph, params, rest)  # the trained module
+(found, _), losses = search(params)
+network = nnx.merge(graph, found, rest)  # the trained module
 report("flax nnx, full batch", losses)
 
 # %% [markdown]
@@ -334,8 +321,10 @@ report("flax nnx, full batch", losses)
 # both gradients of a pair come from one batch, for one more gradient a step.
 
 # %%
-module = eqx.nn.MLP(64, 10, width_size=16, depth=1, activation=jnp.tanh, key=jax.random.key(0))
-params, static = eqx.partition(module, eqx.is_inexact_array)
+start_module = eqx.nn.MLP(
+    64, 10, width_size=16, depth=1, activation=jnp.tanh, key=jax.random.key(0)
+)
+weights, static = eqx.partition(start_module, eqx.is_inexact_array)
 batch_optimizer = optim.secant_newton(0.3)
 
 
@@ -354,13 +343,13 @@ def batch_step(params, state, key):
     return optax.apply_updates(params, updates), state
 
 
-state, losses = batch_optimizer.init(params), [batch_loss(params, images, labels)]
+state, batch_losses = batch_optimizer.init(weights), [batch_loss(weights, images, labels)]
 for number, key in enumerate(jax.random.split(jax.random.key(2), 50), start=1):
-    params, state = batch_step(params, state, key)
+    weights, state = batch_step(weights, state, key)
     if number % 10 == 0:
-        losses.append(batch_loss(params, images, labels))
-module = eqx.combine(params, static)  # the trained module
-report("equinox, mini-batches, every 10", losses)
+        batch_losses.append(batch_loss(weights, images, labels))
+module = eqx.combine(weights, static)  # the trained module
+report("equinox, mini-batches, every 10", batch_losses)
 
 # %% [markdown]
 # ## In one figure
@@ -369,17 +358,7 @@ report("equinox, mini-batches, every 10", losses)
 # the four problems: the lowest loss so far against the gradients, and against the time.
 
 # %%
-EXACT, RED, BLUE, BROWN = "#7d8794", "#c8442e", "#2f6fae", "#b5651d"
-GREEN = "#3f8f5f"
-STYLE = {"font.size": 13, "axes.titlesize": 14, "axes.titlepad": 10, "axes.edgecolor": "#555555"}
-STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-COLORS = dict(zip(methods, (EXACT, BROWN, BLUE, RED, GREEN), strict=True))
-
-
-def plain_ticks(axis, ticks):
-    """These ticks of a logarithmic axis, as plain numbers, and no others."""
-    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.set_ticks([], minor=True)
+COLORS = dict(zip(methods, (GREY, BROWN, BLUE, RED, GREEN), strict=True))
 
 
 def draw_sharpness(ax, name, observe):
@@ -388,7 +367,7 @@ def draw_sharpness(ax, name, observe):
     steps = EVERY * np.arange(1, len(true) + 1)
     found = np.sqrt(np.abs(low * high))
     kept = np.array([agree(*row[:3]) for row in readings[name, observe]])
-    ax.plot(steps, true, color=EXACT, lw=3, label="exact")
+    ax.plot(steps, true, color=GREY, lw=3, label="exact")
     ax.fill_between(steps, np.abs(low), np.abs(high), color=RED, alpha=0.15, lw=0)
     ax.plot(steps[kept], found[kept], "o", color=RED, ms=8, label="trusted")
     ax.plot(steps[~kept], found[~kept], "o", color=RED, mfc="white", ms=8, label="not trusted")
@@ -405,7 +384,7 @@ def draw_problem(ax, title, against):
         seen = np.array(curve[against]) > 0
         line = np.array(curve[against])[seen], np.array(curve["loss"])[seen]
         ax.plot(*line, color=COLORS[method], lw=2.5, label=method)
-    ax.axhline(curves["Adam"]["lowest_loss"], color=EXACT, lw=1, ls="--")
+    ax.axhline(curves["Adam"]["lowest_loss"], color=GREY, lw=1, ls="--")
     ax.set(xscale="log", yscale="log", ylabel="lowest loss so far", title=title.capitalize())
     ax.set(xlabel="gradients" if against == "gradients" else "seconds, without compilation")
     low, high = ax.get_ylim()
@@ -415,23 +394,17 @@ def draw_problem(ax, title, against):
 
 
 say("drawing ...")
-with plt.rc_context(STYLE):
-    top = ["AAABBB"] if QUICK else ["AABBCC", "DDEEFF"]
-    rows = [*top, "ggghhh", "iiijjj", "kkklll", "mmmnnn"]
-    size = (14, 4 * len(rows))
-    figure, axes = plt.subplot_mosaic("\n".join(rows), figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
-    for panel, (name, observe) in zip("ABCDEF", readings, strict=False):
-        draw_sharpness(axes[panel], name, observe)
-    axes["A"].legend(loc="upper right")
-    for (left, right), title in zip(("gh", "ij", "kl", "mn"), problems, strict=True):
-        draw_problem(axes[left], title, "gradients")
-        draw_problem(axes[right], title, "seconds")
-    axes["g"].legend(loc="lower left")
-    figure_path = HERE / "figures" / "training.png"
-    figure_path.parent.mkdir(exist_ok=True)
-    figure.savefig(figure_path, dpi=80)
-say(f"figure saved: {figure_path.relative_to(HERE.parent)}")
+top = ["AAABBB"] if QUICK else ["AABBCC", "DDEEFF"]
+mosaic = [*top, "ggghhh", "iiijjj", "kkklll", "mmmnnn"]
+figure, axes = notebook.panels("\n".join(mosaic), (14, 4 * len(mosaic)))
+for panel, (name, observe) in zip("ABCDEF", readings, strict=False):
+    draw_sharpness(axes[panel], name, observe)
+axes["A"].legend(loc="upper right")
+for (left, right), title in zip(("gh", "ij", "kl", "mn"), problems, strict=True):
+    draw_problem(axes[left], title, "gradients")
+    draw_problem(axes[right], title, "seconds")
+axes["g"].legend(loc="lower left")
+notebook.save(figure, "training.png", dpi=80)
 
 # %% [markdown]
 # ## Limits

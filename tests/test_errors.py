@@ -41,6 +41,26 @@ def top_curvature(**options):
 
 
 CASES = {
+    "a picture of several operators": (
+        lambda: lrj.plot.spectrum(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), OPERATOR)),
+        ValueError,
+        r"this is a batch of operators, core of shape \(2, 3, 3\): use it under jax.vmap",
+    ),
+    "a picture of pairs in another space": (
+        lambda: lrj.plot.spectrum(OPERATOR, (ONES[:, :2], ONES[:, :2])),
+        ValueError,
+        r"pairs must have the shape that h gives, \(3, 4\), got \(3, 2\)",
+    ),
+    "a plane of one eigenvector": (
+        lambda: lrj.plot.landscape(square, ROW, OPERATOR),
+        ValueError,
+        r"h must have two eigenvalues that are not zero, got \[12",
+    ),
+    "a landscape of what is not a number": (
+        lambda: lrj.plot.landscape(jnp.sin, ROW, lrj.SymmetricLowRank(np.eye(4), np.eye(4))),
+        ValueError,
+        r"loss must return a scalar, got shape \(4,\)",
+    ),
     "points and gradients of different structure": (
         lambda: lrj.centered({"a": ONES}, ONES),
         ValueError,
@@ -570,11 +590,13 @@ ARGUMENTS = {
     "anchor": (ROW, ROW[:2]),
     "anchor_grad": (ROW, ROW[:2]),
     "argnums": (0, "x"),
+    "ax": (None, 3),
     "base": (1.0, "identity"),
     "batch_size": (1, 0),
     "batches": ([ROW], 3),
     "central": (True, "yes"),
     "cols": ([0], 0.5),
+    "count": (2, 1),
     "d": (1.0, 1j),
     "damping": (1.0, "much"),
     "every": (1, 0),
@@ -619,6 +641,7 @@ ARGUMENTS = {
     "weights": (np.ones(len(PAIRS.steps)), -np.ones(len(PAIRS.steps))),
     "x": (ROW, ROW.astype(int)),
 }
+OF_ONE = dict.fromkeys((("spectrum", "h"), ("landscape", "h")), (OPERATOR, ROW))
 FREE = ("args", "inputs", "targets")
 UNCHECKED = (
     ("secant_newton", "learning_rate"),  # optax's own
@@ -674,14 +697,16 @@ def arguments():
 @pytest.mark.parametrize(("name", "wrong"), list(arguments()))
 def test_every_argument_of_every_public_function_is_checked(name, wrong):
     def value(key):
-        return ARGUMENTS[key][key == wrong] if key not in FREE else None
+        right_and_wrong = OF_ONE.get((name, key)) or ARGUMENTS.get(key)
+        return right_and_wrong[key == wrong] if key not in FREE else None
 
     def call():
         given, named = [], {}
         for key, parameter in inspect.signature(FUNCTIONS[name]).parameters.items():
-            if key != wrong and (key in FREE or parameter.default is not parameter.empty):
+            optional = parameter.default is not parameter.empty
+            if key != wrong and (key in FREE or optional):
                 continue
-            if parameter.kind is parameter.KEYWORD_ONLY:
+            if optional or parameter.kind is parameter.KEYWORD_ONLY:
                 named[key] = value(key)
             else:
                 given.append(value(key))

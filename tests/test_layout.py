@@ -46,13 +46,13 @@ FLOORS = (
     {"_models.cur", "_models.trust_region"},
     {"_models.cross", "_models.quadratic"},
     {"_training.batches", "_training.direction"},
-    {"history", "interop"},
+    {"history", "interop", "plot"},
     {"optim"},
     {""},  # the library itself
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 PACKAGES = {name.split(".")[0] for name in FLOOR if "." in name}
-EXTRAS = {"equinox", "lineax", "tqdm"}
+EXTRAS = {"equinox", "lineax", "matplotlib", "tqdm"}
 MOST_LINES = 300  # of code
 
 
@@ -143,9 +143,9 @@ def test_only_tests_import_private_packages(folder):
             assert not [n for n in names if n.startswith("_")], path.name
 
 
-def test_public_modules_are_the_optimisers_their_history_and_interop():
+def test_public_modules_are_the_optimisers_their_history_interop_and_plot():
     public = {name for name in FILES if not name.startswith("_")}
-    assert public == {"", "history", "interop", "optim"}
+    assert public == {"", "history", "interop", "optim", "plot"}
 
 
 @pytest.mark.parametrize("name", sorted(FLOOR))
@@ -162,9 +162,11 @@ def test_every_public_name_is_exported_and_documented():
         lrj.optim.scale_by_secant,
         lrj.optim.secant_newton,
         lrj.optim.precondition_top_curvature,
+        lrj.plot.spectrum,
+        lrj.plot.landscape,
     )
     plain = ("Diagnosis", "EigenpairInfo", "Estimate", "Estimates", "HvpComparison", "RitzPairs")
-    plain += ("history", "interop", "optim")
+    plain += ("history", "interop", "optim", "plot")
     named = tuple(getattr(lrj, name) for name in lrj.__all__ if name not in plain)
     assert all(">>>" in public.__doc__ for public in (*named, *functions))
     assert sorted(lrj.__all__) == lrj.__all__
