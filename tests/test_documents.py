@@ -18,11 +18,9 @@ README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 NUMBER = re.compile(r"-?\d+\.\d*(?:e-?\d+)?")
 EXAMPLE = re.compile(r"```python\n((?:(?!```).)*)```\n\n```text\n(.*?)```", re.DOTALL)
-EXAMPLES = [
-    pytest.param(code, expected, id=path.stem)
-    for path in (README, *PAGES)
-    for code, expected in EXAMPLE.findall(path.read_text())
-]
+EXAMPLES = {  # by page: what it shows to be run, one after the other, and printed
+    path.stem: found for path in (README, *PAGES) if (found := EXAMPLE.findall(path.read_text()))
+}
 SHOWN = re.compile(r"!\[[^]]+\]\((?:docs/)?figures/(\w+)\.png\)")
 
 
@@ -41,17 +39,25 @@ def run(*command):
     return found.stdout
 
 
-@pytest.mark.parametrize(("code", "expected"), EXAMPLES)
-def test_an_example_prints_its_output(code, expected):
-    printed = run("-c", code)
-    words = [re.sub(r"\s+", "", NUMBER.sub("x", t)) for t in (printed, expected)]
-    assert words[0] == words[1]
-    found, shown = ([float(x) for x in NUMBER.findall(t)] for t in (printed, expected))
-    np.testing.assert_allclose(found, shown, rtol=2e-2, atol=1e-5)
+@pytest.mark.parametrize("page", EXAMPLES)
+def test_the_examples_of_a_page_print_their_output(page):
+    codes, outputs = zip(*EXAMPLES[page], strict=True)
+    printed = run("-c", "\nprint('\\f', end='')\n".join(codes)).split("\f")
+    for text, expected in zip(printed, outputs, strict=True):
+        words = [re.sub(r"\s+", "", NUMBER.sub("x", t)) for t in (text, expected)]
+        assert words[0] == words[1]
+        found, shown = ([float(x) for x in NUMBER.findall(t)] for t in (text, expected))
+        np.testing.assert_allclose(found, shown, rtol=2e-2, atol=1e-5)
 
 
 def test_the_pages_with_examples_are_known():
-    assert len(EXAMPLES) == 5
+    expected = {"README", "devices", "how_it_works", "how_sure", "libraries", "which_call"}
+    assert set(EXAMPLES) == expected
+
+
+def test_every_python_block_is_run():
+    blocks = {path.stem: path.read_text().count("```python\n") for path in (README, *PAGES)}
+    assert {k: n for k, n in blocks.items() if n} == {k: len(v) for k, v in EXAMPLES.items()}
 
 
 def test_the_readme_is_short_and_its_table_is_that_of_the_results():
