@@ -3,7 +3,9 @@
 #   make check                          lint and every docstring's example: for while you work
 #   make soak                           random problems through every public function, 20 minutes
 #   make device                         checks and benchmarks of the device that JAX finds
-#   make bench | bench-quick | figures  all benchmarks, the same in minutes, README figures of them
+#   make docs | docs-quick              the site with all notebooks executed, the same in minutes
+#   make bench | bench-quick            all benchmarks, the same in minutes
+#   make figures                        figures and table of the README and the site, from results
 #   PYTHON=python3.13 make test         with another one
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -11,7 +13,7 @@ VENV := .venv-$(VERSION)
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: demo test check soak lint bench bench-quick device docs figures format clean
+.PHONY: demo test check soak lint bench bench-quick device docs docs-quick figures format clean
 
 demo: $(READY)
 	$(BIN)/python notebooks/01_quickstart.py
@@ -37,6 +39,7 @@ bench: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks.run --problems solve clouds parameters attention inputs product compile
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --problems training
 	$(BIN)/python -m benchmarks.plot
+	$(BIN)/python -m benchmarks.tables
 
 bench-quick: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks.run --quick
@@ -44,13 +47,19 @@ bench-quick: $(VENV)/.ready-bench
 device: $(READY)
 	$(BIN)/python -m benchmarks.device
 
-figures: $(VENV)/.ready-bench
+# What the README and the site show: figures, and the README's table.
+figures: $(READY)
 	$(BIN)/python -m benchmarks.plot
+	$(BIN)/python docs/figures.py
+	$(BIN)/python -m benchmarks.tables
 
 # Strict: a warning, a broken link, a missing reference or a failing notebook ends it.
 docs: $(VENV)/.ready-docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky docs build/docs
 	@echo "open build/docs/index.html"
+
+docs-quick: export QUICK = 1
+docs-quick: docs
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -92,7 +92,7 @@ def draw_attention(results: dict) -> plt.Figure:
 
 
 def draw_training(results: dict) -> plt.Figure:
-    """How many gradients until Adam's lowest loss; a line that ends at the edge does not reach it."""
+    """How many gradients until Adam's lowest loss."""
     problems = results["training"]["problems"]
     figure, ax = plt.subplots(figsize=SIZE, layout="constrained")
     shown = {
@@ -186,7 +186,7 @@ def _errors(methods, title):
 
 def _draw_errors(ax, methods):
     """Every setting a dot, a line through those that no quicker one beats, its name beside it."""
-    families = {"lowrank": ("lowrank_jax", OURS, "o-", 0, (12, 4), "left")}
+    families = {"lowrank": ("lowrank_jax", OURS, "o-", 0, (-4, 10), "left")}
     families["lanczos"] = ("matfree's Lanczos", PEER, "s--", 0, (0, 10), "left")
     families["eigsh"] = ("SciPy's eigsh", OTHER, "^:", 1, (12, 6), "left")
     for prefix, (name, color, style, near, offset, side) in families.items():

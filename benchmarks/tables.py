@@ -2,7 +2,8 @@
 
     python -m benchmarks.tables
 
-prints all of them. What a cell says is computed from `results/`: no figure is written by hand.
+prints all of them and writes the README's. What a cell says is computed from `results/`: no figure
+is written by hand.
 """
 
 import json
@@ -10,13 +11,18 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 ACCURATE, PEER = "lowrank", "lanczos 20"
 
 
 def main() -> None:
-    """Prints all tables."""
+    """Prints all tables, and puts the README's in its place."""
     for name, make in TABLES.items():
         print(f"\n{name}\n\n{make()}")
+    before, _, rest = README.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(f"{before}{BEGIN}\n\n{readme()}\n\n{END}{after}")
 
 
 def load(folder: Path = RESULTS / "cpu") -> dict[str, dict]:
@@ -101,10 +107,23 @@ def training() -> str:
     rows = []
     for name, problem in problems.items():
         needed = {method: problem["methods"][method]["to_adam"] for method in methods}
-        best = min(of[0] for of in needed.values() if of)
-        cells = [_needed(of, best) for of in needed.values()]
+        best = f"{min(of[0] for of in needed.values() if of):,}"
+        cells = [_needed(of and (f"{of[0]:,}",), best) for of in needed.values()]
         rows.append((f"{PROBLEMS[name]}, {problem['parameters']:,} parameters", *cells))
-    return _markdown(("", *(f"`{m}`" if "_" in m or "." in m else m for m in methods)), rows)
+    return _markdown(("gradients", *map(_code, methods)), rows)
+
+
+def training_time() -> str:
+    """The same in milliseconds."""
+    problems = load()["training"]["problems"]
+    methods = list(problems["logistic"]["methods"])
+    rows = []
+    for name, problem in problems.items():
+        needed = [problem["methods"][method]["to_adam"] for method in methods]
+        best = _digits(1e3 * min(of[1] for of in needed if of))
+        cells = [_needed(of and (_digits(1e3 * of[1]),), best) for of in needed]
+        rows.append((f"{PROBLEMS[name]}, {problem['parameters']:,} parameters", *cells))
+    return _markdown(("milliseconds", *map(_code, methods)), rows)
 
 
 def device() -> str:
@@ -155,6 +174,7 @@ TABLES = {
     "curvature": curvature,
     "first-calls": first_calls,
     "training": training,
+    "training-time": training_time,
     "device": device,
 }
 
@@ -235,9 +255,18 @@ def _input_rows(cases):
 
 
 def _needed(found, best):
+    """A cell, the best one bold."""
     if not found:
         return "-"
-    return f"**{found[0]:,}**" if found[0] == best else f"{found[0]:,}"
+    return f"**{found[0]}**" if found[0] == best else found[0]
+
+
+def _digits(number):
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _code(method):
+    return method if method in ("Adam", "SGD, momentum 0.9") else f"`{method}`"
 
 
 def _with_error(of):

@@ -37,7 +37,7 @@ nitpick_ignore_regex = [("py:exc", ".*Error")]
 # Notebooks run when the site is built.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 600
 nb_execution_show_tb = True
 nb_merge_streams = True
 nb_output_stderr = "remove-warn"

@@ -1,9 +1,11 @@
 """The notebooks, as pages: `notebooks/*.py` become `docs/gallery/*.ipynb`, which the build runs.
 
 They are rewritten only where they have changed, so that a second build runs nothing anew; a page
-depends on the library's files, so that one after a change of the library does.
+depends on the library's files, so that one after a change of the library does. With QUICK in the
+environment they are given `--quick`.
 """
 
+import os
 from pathlib import Path
 
 import jupytext
@@ -12,13 +14,14 @@ import nbformat
 DOCS = Path(__file__).parent.parent
 ROOT = DOCS.parent
 FOLDER = DOCS / "gallery"
+ARGUMENTS = ["notebook", *(["--quick"] if "QUICK" in os.environ else [])]
 # Each runs in its own folder, as a script does; what the reader sees begins after this cell.
-SETUP = """\
+SETUP = f"""\
 import os
 import sys
 
 os.chdir("../../notebooks")
-sys.argv = ["notebook"]
+sys.argv = {ARGUMENTS}
 """
 
 
