@@ -33,9 +33,10 @@ from benchmarks.problems import cnn_point, digits, transformer_point
 
 COUNT = 40 if QUICK else 300  # images to learn from
 TIMES = (0, 20) if QUICK else (0, 10, 20, 40)  # steps of Adam, after which we look
-POINTS = {"transformer, equinox": transformer_point(COUNT)}
-if not QUICK:  # most of the time is compilation
-    POINTS = {"CNN, flax": cnn_point(COUNT), **POINTS}
+if QUICK:  # most of the time is compilation
+    POINTS = {"transformer, equinox": transformer_point(COUNT, depth=1)}
+else:
+    POINTS = {"CNN, flax": cnn_point(COUNT), "transformer, equinox": transformer_point(COUNT)}
 
 # %% [markdown]
 # ## 1. Sharpness and leading eigenvalues during training
@@ -197,12 +198,19 @@ def each_loss(x, images, labels):
 
 
 @jax.jit
-def product(v):
+def damped_product(x, v, images, labels):
     return flatten(exact_product(x, unravel(v), images, labels)) + DAMPING * v
 
 
+def product(v):
+    return damped_product(x, v, images, labels)
+
+
 inverse = h.positive_part().inverse(DAMPING)
-preconditioner = jax.jit(lambda v: flatten(inverse @ unravel(v)))
+
+
+def preconditioner(v):
+    return flatten(inverse @ unravel(v))
 
 
 def conjugate_gradients(product, right, precondition, tolerance=1e-4):
@@ -239,13 +247,13 @@ assert jnp.linalg.norm(solution - preconditioned_solution) < 1e-3 * jnp.linalg.n
 
 
 @jax.jit
-def influences(v):
+def influences(x, v, images, labels):
     """How much the loss of the test image changes where each of the training images is missing."""
     along_v = (unravel(v),)
     return jax.jvp(lambda x: each_loss(x, images, labels), (x,), along_v)[1] / COUNT
 
 
-predicted = np.asarray(influences(preconditioned_solution))
+predicted = np.asarray(influences(x, preconditioned_solution, images, labels))
 
 
 # %% [markdown]
