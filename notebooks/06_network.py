@@ -102,7 +102,9 @@ for name, point in POINTS.items():
         print(f"   doubt {doubt:.3f}", flush=True)
 for (name, time_), (*_, values, residuals, exact, doubt) in found.items():
     flagged, converged = doubt > 0.1, residuals[0] < 0.05 * values[0]
-    assert flagged or not (name.startswith("CNN") and time_ == 0)
+    if name.startswith("CNN") and time_ == 0:
+        assert flagged
+        assert abs(values[0] / exact[0] - 1) > 0.05
     assert flagged or abs(values[0] / exact[0] - 1) < (0.05 if converged else 0.2), (name, time_)
 
 # %% [markdown]
@@ -299,9 +301,9 @@ assert correlation > 0.9
 assert np.all(np.abs(true / predicted[picked] - 1) < 2)
 
 # %% [markdown]
-# The sign is right each time, and so is the order, nearly. The real changes are up to about twice
-# as large: an image that is missing altogether is no small change for a network that has seen
-# 300. The preconditioner halves the number of products.
+# The sign is right each time. The size is right within a factor of two or so: an image that is
+# missing altogether is no small change for a network that has seen 300. The preconditioner halves
+# the number of products.
 #
 # ## What it looks like
 
