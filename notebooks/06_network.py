@@ -33,9 +33,10 @@ from benchmarks.problems import cnn_point, digits, transformer_point
 
 COUNT = 40 if QUICK else 300  # images to learn from
 TIMES = (0, 20) if QUICK else (0, 10, 20, 40)  # steps of Adam, after which we look
-POINTS = {"transformer, equinox": transformer_point(COUNT)}
-if not QUICK:  # most of the time is compilation
-    POINTS = {"CNN, flax": cnn_point(COUNT), **POINTS}
+if QUICK:  # most of the time is compilation
+    POINTS = {"transformer, equinox": transformer_point(COUNT, depth=1)}
+else:
+    POINTS = {"CNN, flax": cnn_point(COUNT), "transformer, equinox": transformer_point(COUNT)}
 
 # %% [markdown]
 # ## 1. Sharpness and leading eigenvalues during training
@@ -101,7 +102,9 @@ for name, point in POINTS.items():
         print(f"   doubt {doubt:.3f}", flush=True)
 for (name, time_), (*_, values, residuals, exact, doubt) in found.items():
     flagged, converged = doubt > 0.1, residuals[0] < 0.05 * values[0]
-    assert flagged or not (name.startswith("CNN") and time_ == 0)
+    if name.startswith("CNN") and time_ == 0:
+        assert flagged
+        assert abs(values[0] / exact[0] - 1) > 0.05
     assert flagged or abs(values[0] / exact[0] - 1) < (0.05 if converged else 0.2), (name, time_)
 
 # %% [markdown]
@@ -197,12 +200,19 @@ def each_loss(x, images, labels):
 
 
 @jax.jit
-def product(v):
+def damped_product(x, v, images, labels):
     return flatten(exact_product(x, unravel(v), images, labels)) + DAMPING * v
 
 
+def product(v):
+    return damped_product(x, v, images, labels)
+
+
 inverse = h.positive_part().inverse(DAMPING)
-preconditioner = jax.jit(lambda v: flatten(inverse @ unravel(v)))
+
+
+def preconditioner(v):
+    return flatten(inverse @ unravel(v))
 
 
 def conjugate_gradients(product, right, precondition, tolerance=1e-4):
@@ -239,13 +249,13 @@ assert jnp.linalg.norm(solution - preconditioned_solution) < 1e-3 * jnp.linalg.n
 
 
 @jax.jit
-def influences(v):
+def influences(x, v, images, labels):
     """How much the loss of the test image changes where each of the training images is missing."""
     along_v = (unravel(v),)
     return jax.jvp(lambda x: each_loss(x, images, labels), (x,), along_v)[1] / COUNT
 
 
-predicted = np.asarray(influences(preconditioned_solution))
+predicted = np.asarray(influences(x, preconditioned_solution, images, labels))
 
 
 # %% [markdown]
@@ -291,51 +301,51 @@ assert correlation > 0.9
 assert np.all(np.abs(true / predicted[picked] - 1) < 2)
 
 # %% [markdown]
-# The sign is right each time, and so is the order, nearly. The real changes are up to about twice
-# as large: an image that is missing altogether is no small change for a network that has seen
-# 300. The preconditioner halves the number of products.
+# The sign is right each time. The size is right within a factor of two or so: an image that is
+# missing altogether is no small change for a network that has seen 300. The preconditioner halves
+# the number of products.
 #
 # ## What it looks like
 
 # %%
-ax = axes["a"]
+left = axes["a"]
 for name, color in zip(POINTS, (RED, BLUE)[-len(POINTS) :], strict=True):
     rows = [found[name, time_] for time_ in TIMES]
     places = np.arange(len(TIMES))
     for i, (*_, values, residuals, _, doubt) in enumerate(rows):
         fill = "white" if doubt > 0.1 else color
         style = {"color": color, "mfc": fill, "ms": 8, "capsize": 4}
-        ax.errorbar(places[i] * np.ones(3), values, residuals, fmt="o", **style)
-    ax.plot(places, [row[5] for row in rows], "_-", color=color, lw=1, ms=14, alpha=0.6)
-    ax.plot([], [], "o-", color=color, label=name)
-ax.plot([], [], "o", color="k", mfc="white", label="flagged")
-ax.plot([], [], "k_-", lw=1, label="exact products, SciPy")
-ax.set(yscale="log", xticks=places, xlabel="steps of Adam", ylabel="eigenvalue")
-ax.set_xticklabels(TIMES)
-ax.set_ylim(2, 200)
-notebook.plain_ticks(ax.yaxis, [3, 10, 30, 100])
-ax.legend(loc="lower right")
-ax.set_title("a. Three largest eigenvalues from gradients,\nwith residuals")
+        left.errorbar(places[i] * np.ones(3), values, residuals, fmt="o", **style)
+    left.plot(places, [row[5] for row in rows], "_-", color=color, lw=1, ms=14, alpha=0.6)
+    left.plot([], [], "o-", color=color, label=name)
+left.plot([], [], "o", color="k", mfc="white", label="flagged")
+left.plot([], [], "k_-", lw=1, label="exact products, SciPy")
+left.set(yscale="log", xticks=places, xlabel="steps of Adam", ylabel="eigenvalue")
+left.set_xticklabels(TIMES)
+left.set_ylim(2, 200)
+notebook.plain_ticks(left.yaxis, [3, 10, 30, 100])
+left.legend(loc="lower right")
+left.set_title("a. Three largest eigenvalues from gradients,\nwith residuals")
 
-ax = axes["b"]
-ax.plot([], [], color="#33415c", lw=0.8, label="loss")
-ax.plot([], [], "--", color=RED, lw=1.5, label="quadratic model")
-ax.legend(loc="upper left", frameon=True)
-ax.set_title("b. The transformer's loss in the plane\nof its two leading eigenvectors")
+right = axes["b"]
+right.plot([], [], color="#33415c", lw=0.8, label="loss")
+right.plot([], [], "--", color=RED, lw=1.5, label="quadratic model")
+right.legend(loc="upper left", frameon=True)
+right.set_title("b. The transformer's loss in the plane\nof its two leading eigenvectors")
 
-ax = axes["c"]
-ax.plot(plain, color=GREY, lw=2.5, label="conjugate gradients")
-ax.plot(faster, color=RED, lw=2.5, label="preconditioned with $H_r$")
-ax.set(yscale="log", xlabel="exact products", ylabel="residual")
-ax.legend(loc="upper right")
-ax.set_title("c. One solution with $H + d\\,I$")
+below = axes["c"]
+below.plot(plain, color=GREY, lw=2.5, label="conjugate gradients")
+below.plot(faster, color=RED, lw=2.5, label="preconditioned with $H_r$")
+below.set(yscale="log", xlabel="exact products", ylabel="residual")
+below.legend(loc="upper right")
+below.set_title("c. One solution with $H + d\\,I$")
 
-ax = axes["d"]
+last = axes["d"]
 limit = 1.15 * np.abs([*predicted[picked], *true]).max()
-ax.plot([-limit, limit], [-limit, limit], color="#555555", lw=1)
-ax.plot(predicted[picked], true, "o", color=RED, ms=9)
-ax.set(xlabel="predicted by influence", ylabel="trained again without the image")
-ax.set_title("d. Change of a test image's loss\nwithout one training image")
+last.plot([-limit, limit], [-limit, limit], color="#555555", lw=1)
+last.plot(predicted[picked], true, "o", color=RED, ms=9)
+last.set(xlabel="predicted by influence", ylabel="trained again without the image")
+last.set_title("d. Change of a test image's loss\nwithout one training image")
 notebook.save(figure, "network.png")
 
 # %% [markdown]
