@@ -233,6 +233,22 @@ def test_gradients_that_are_coarser_than_the_point(rng):
         assert reference.relative_error(h.to_dense(), exact) < tolerance
 
 
+def test_a_loss_that_computes_in_float32_at_float64_points(rng):
+    """The shortest steps change nothing at all, which is no agreement; the dtypes do not tell."""
+    w, x = rng.normal(size=(20, 8)).astype(np.float32), 5 + rng.normal(size=8)
+
+    def loss(x):
+        z = w @ (jnp.float32(x) - 5)
+        return jnp.sum(jnp.tanh(z) ** 2).astype(float)
+
+    def wide(x):
+        return jnp.sum(jnp.tanh(w.astype(float) @ (x - 5)) ** 2)
+
+    exact = np.asarray(jax.hessian(wide)(x))
+    h = lrj.lowrank_hessian(loss, 8, passes=1)(x, key=KEY)
+    assert reference.relative_error(h.to_dense(), exact) < 0.02
+
+
 @pytest.mark.parametrize("jitted", [False, True])
 def test_how_the_point_is_rounded_drops_out_of_all_comparisons(rng, jitted):
     """A quadratic about the point itself, far from the origin: the shortest steps agree exactly."""
