@@ -92,6 +92,19 @@ def test_the_second_pass_looks_for_shorter_steps():
     assert reference.relative_error(pairs.grad_diffs[1], exact[1]) < 1e-8
 
 
+def test_a_kink_that_only_another_probe_crosses_contradicts_symmetry(rng):
+    """The step is measured along the first probe, which stays on this side of it."""
+    x, normal = rng.normal(size=6), np.array([1e-3, 1, 0, 0, 0, 0])
+
+    def loss(y):
+        return jnp.sum(jnp.cos(y)) + 1e-5 * jax.nn.relu(normal @ (y - x) - 1e-9)
+
+    at = lrj.lowrank_hessian_from_gradient(
+        jax.jit(jax.grad(loss)), 2, passes=1, start=np.eye(6)[:2], solver=lambda pairs: pairs
+    )
+    assert np.all(at(x, key=KEY).rounding > 0.1)
+
+
 def test_a_relu_network_at_its_start_is_flagged():
     """Zero biases and blank images: the gradient jumps at the point, and all steps agree."""
     point = errors.blank_point(60)  # of 40 the jumps of the ten blank ones cancel
