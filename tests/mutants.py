@@ -289,6 +289,13 @@ MUTANTS = (
         "test_steps.py::test_the_second_pass_looks_for_shorter_steps",
     ),
     Mutant(
+        "pairs that contradict symmetry are not flagged",
+        "_at_a_point.differences",
+        "errors = jnp.maximum(memory.errors, jnp.repeat(contradictions, probes))",
+        "errors = memory.errors",
+        "test_steps.py::test_a_kink_that_only_another_probe_crosses_contradicts_symmetry",
+    ),
+    Mutant(
         "a Ritz residual leaves out what contradicts itself",
         "_at_a_point.ritz",
         "residuals = jnp.where(empty, jnp.inf, scaling.norms(rest))",

@@ -92,6 +92,19 @@ def test_the_second_pass_looks_for_shorter_steps():
     assert reference.relative_error(pairs.grad_diffs[1], exact[1]) < 1e-8
 
 
+def test_a_kink_that_only_another_probe_crosses_contradicts_symmetry(rng):
+    """The step is measured along the first probe, which stays on this side of it."""
+    x, normal = rng.normal(size=6), np.array([1e-3, 1, 0, 0, 0, 0])
+
+    def loss(y):
+        return jnp.sum(jnp.cos(y)) + 1e-5 * jax.nn.relu(normal @ (y - x) - 1e-9)
+
+    at = lrj.lowrank_hessian_from_gradient(
+        jax.jit(jax.grad(loss)), 2, passes=1, start=np.eye(6)[:2], solver=lambda pairs: pairs
+    )
+    assert np.all(at(x, key=KEY).rounding > 0.1)
+
+
 def test_a_relu_network_at_its_start_is_flagged():
     """Zero biases and blank images: the gradient jumps at the point, and all steps agree."""
     point = errors.blank_point(60)  # of 40 the jumps of the ten blank ones cancel
@@ -231,6 +244,22 @@ def test_gradients_that_are_coarser_than_the_point(rng):
         h = lrj.lowrank_hessian_from_gradient(gradient, 6)(x, key=KEY)
         exact = a + np.diag(3 * x.astype(float) ** 2)
         assert reference.relative_error(h.to_dense(), exact) < tolerance
+
+
+def test_a_loss_that_computes_in_float32_at_float64_points(rng):
+    """The shortest steps change nothing at all, which is no agreement; the dtypes do not tell."""
+    w, x = rng.normal(size=(20, 8)).astype(np.float32), 5 + rng.normal(size=8)
+
+    def loss(x):
+        z = w @ (jnp.float32(x) - 5)
+        return jnp.sum(jnp.tanh(z) ** 2).astype(float)
+
+    def wide(x):
+        return jnp.sum(jnp.tanh(w.astype(float) @ (x - 5)) ** 2)
+
+    exact = np.asarray(jax.hessian(wide)(x))
+    h = lrj.lowrank_hessian(loss, 8, passes=1)(x, key=KEY)
+    assert reference.relative_error(h.to_dense(), exact) < 0.02
 
 
 @pytest.mark.parametrize("jitted", [False, True])

@@ -291,8 +291,13 @@ def _finished(pairs, given, memory, probes):
         first = (jax.tree.map(lambda x: x[::probes], each) for each in rows)
         sizes, slopes = map(scaling.norms, first)
         largest = jnp.max(slopes * scaling.reciprocal(sizes))
+        # What of the errors contradicts symmetry: a kink that only one probe of a pass crosses.
+        products = tall.gram(*rows)
+        contradictions = scaling.norms((products - products.T) / 2)
+        contradictions = jnp.max(contradictions.reshape(-1, probes), axis=1)
+        errors = jnp.maximum(memory.errors, jnp.repeat(contradictions, probes))
         # Where two steps agree to the last bit, the last bit is what is left to doubt.
-        rounding = jnp.maximum(scaling.ratio(memory.errors, largest), structure.resolution(rows))
+        rounding = jnp.maximum(scaling.ratio(errors, largest), structure.resolution(rows))
         rounding = lax.stop_gradient(rounding)
     return SecantPairs(*(tall.scale(lengths, each) for each in rows), rounding)
 

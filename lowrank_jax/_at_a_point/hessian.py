@@ -43,7 +43,8 @@ def lowrank_hessian(
     The steps of a pass have the length `step`; by default it is measured along the first of them,
     where the noise of the gradients and truncation are balanced, see the module `steps`. The last
     comparison is an estimate of the error, `pairs.rounding`: the relative error of the pairs
-    of each pass, beside the largest slope. Where it is above 0.1, no step is good, as at a kink,
+    of each pass, beside the largest slope, or what of it contradicts symmetry, if that is more.
+    Where it is above 0.1, no step is good, as at a kink,
     with noise or in half precision: `extrapolate=0` loses least then; what helps is exact products
     (`lowrank_from_product`), or a `step` as long as what is of interest.
     A caller who asks again gives the `step` that was found, the norm of one of `pairs.steps`; this

@@ -229,9 +229,12 @@ def _of_rung(search, i):
 
 
 def _agreement(sizes, gaps):
-    """Of each pair of neighbours, whether they agree, and better than the next pair above."""
+    """Of each pair of neighbours, whether they agree, and better than the next pair above.
+
+    Two that are zero say nothing: their steps may be too short for the gradient to see.
+    """
     largest = jnp.maximum(sizes[:-1], sizes[1:])
-    relative = jnp.where(largest > 0, gaps[1:] / jnp.where(largest > 0, largest, 1), 1)
+    relative = jnp.where(largest > 0, gaps[1:] / jnp.where(largest > 0, largest, 1), jnp.inf)
     relative = jnp.where(jnp.isfinite(relative) & jnp.isfinite(gaps[1:]), relative, jnp.inf)
     above = jnp.concatenate([relative[1:], jnp.full(1, jnp.inf, relative.dtype)])
     return (relative < 0.5) & (relative <= above), relative
