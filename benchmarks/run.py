@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks import curvature, fits, measure, products, steps, training
+from benchmarks import curvature, fits, functions, measure, optimisers, products, steps, training
 from benchmarks.options import Options
 
 BENCHMARKS = {
@@ -25,6 +25,8 @@ BENCHMARKS = {
     "product": products.product,
     "compile": products.first_call,
     "training": training.training,
+    "functions": functions.functions,
+    "optimisers": optimisers.optimisers,
     "networks": products.networks,
     "steps": steps.steps,
 }
