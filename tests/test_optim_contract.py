@@ -429,7 +429,10 @@ def test_a_line_search_over_a_tree_is_that_over_its_vector(rng):
 
     def loss(params):
         scores = inputs @ params["weights"] + params["bias"][None, :]
-        return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(scores, labels))
+        ridge = 0.05 * optax.tree.norm(params, squared=True)
+        return (
+            jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(scores, labels)) + ridge
+        )
 
     tree = {"weights": jnp.zeros((5, 3)), "bias": jnp.zeros(3)}
     flat, unravel = jax.flatten_util.ravel_pytree(tree)
