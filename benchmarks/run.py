@@ -13,7 +13,19 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks import curvature, errors, fits, measure, products, scale, steps, tasks, training
+from benchmarks import (
+    curvature,
+    errors,
+    fits,
+    functions,
+    measure,
+    optimisers,
+    products,
+    scale,
+    steps,
+    tasks,
+    training,
+)
 from benchmarks.options import Options
 
 BENCHMARKS = {
@@ -26,6 +38,8 @@ BENCHMARKS = {
     "compile": products.first_call,
     "training": training.training,
     "leaves": products.leaves,
+    "functions": functions.functions,
+    "optimisers": optimisers.optimisers,
     "networks": products.networks,
     "steps": steps.steps,
     "tasks": tasks.tasks,

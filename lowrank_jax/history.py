@@ -143,7 +143,7 @@ def _push(history, params, grads):
 
     def write(ring, row):
         old = lax.dynamic_index_in_dim(ring, index, keepdims=False)
-        row = jnp.where(finite & moved & ~first, row.astype(old.dtype), old)
+        row = jnp.where(moved & ~first, row.astype(old.dtype), old)
         return lax.dynamic_update_index_in_dim(ring, row, index, 0)
 
     return History(

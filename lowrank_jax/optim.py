@@ -38,29 +38,31 @@ def scale_by_secant(
 ) -> optax.GradientTransformationExtraArgs:
     """Scales gradients by the inverse of the curvature that the trajectory itself has shown.
 
-    `+(|H_r| + damping)^-1 g`, with H_r from the last `memory_size` pairs of steps and gradient
-    differences: no gradient is computed that the training would not have. On a quadratic the secant
-    equations of all pairs hold at once (the block BFGS update). Negative curvature counts by its
-    magnitude, so that saddle points repel. A step of zero is no pair.
+    `+B^-1 g`, with B made of the last `memory_size` pairs of steps and gradient differences by BFGS
+    updates: no gradient is computed that the training would not have. Pairs are first made
+    conjugate as far as they agree with each other. On a quadratic the secant equations of all pairs
+    then hold at once (the block BFGS update); where the Hessian changes, the updates are those of
+    L-BFGS. Negative curvature counts by its magnitude, so that saddle points repel. A step of
+    zero is no pair.
 
-    The damping adapts, by heuristics. Where no step has gone, it is the newest pair's
-    `y.y / |s.y|`, the curvature that L-BFGS begins with, at most the largest one measured; before
-    the first pair it is |g|, at least 1, so that the first step is no longer than 1. Along the
-    steps it is as much as the pairs contradict each other there, nothing on a quadratic; the
-    weight of a pair halves with each newer one.
+    Where no step has gone, the curvature is the newest pair's `y.y / |s.y|`, with which L-BFGS
+    begins; before the first pair it is |g|, at least 1, so that the first step is no longer than 1.
+    How far pairs have to agree is a heuristic, chosen by measurement.
 
     The length of a step is right only where the quadratic model is: use a line search, as in
     `secant_newton`, a learning rate, or `optax.clip_by_global_norm`.
 
-    **Mini-batches**: gradients of two batches differ by their noise, however short the step;
-    the curvature that shows is too large, and the steps shrink until nothing moves. Give `update`
-    the gradient function of its batch, `update(g, state, params, grad_fn=grad_fn)`: it
-    takes the last point's gradient on that batch as well, one more gradient a step.
+    **Mini-batches**: use `precondition_top_curvature` or another optimiser. Gradients of two
+    batches differ by their noise, however short the step; the curvature that shows is too large,
+    and the steps shrink until nothing moves. With the gradient function of its batch,
+    `update(g, state, params, grad_fn=grad_fn)` takes the last point's gradient on that batch as
+    well, one more gradient a step, and pairs are free of that noise; the gradient itself is not.
 
     Args:
       memory_size: how many pairs are kept; the state has the memory of `2 memory_size + 2`
         points.
-      damping: a number in place of all heuristics; may be traced.
+      damping: a number that is added to the curvature along the steps, and is the curvature where
+        no step has gone; may be traced.
 
     Returns:
       An optax transformation. `update` needs `params`. A gradient that is not finite gives an
@@ -74,8 +76,9 @@ def scale_by_secant(
       ValueError: for a memory size below 1, a damping that is not positive, or gradients of
         another structure than the parameters.
 
-    Source: see the derivation in `lowrank_jax._training.direction`; Schnabel, Quasi-Newton
-    methods using multiple secant equations, report CU-CS-247-83 (1983).
+    Source: see the derivation in `lowrank_jax._training.direction`; Nocedal, Updating quasi-Newton
+    matrices with limited storage, Math. Comp. 35 (1980); Schnabel, Quasi-Newton methods using
+    multiple secant equations, report CU-CS-247-83 (1983).
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -133,13 +136,13 @@ def secant_newton(
         value, grad = optax.value_and_grad_from_state(loss)(params, state=state)
         updates, state = opt.update(grad, state, params, value=value, grad=grad, value_fn=loss)
 
-    With a learning rate, 1 or a little less, it is called as `optax.adam` is; for mini-batches
-    see `scale_by_secant`.
+    With a learning rate, 1 or a little less, it is called as `optax.adam` is. It is for full
+    batches: for mini-batches see `precondition_top_curvature`.
 
     Args:
       learning_rate: a number, a schedule, or None for the line search.
       memory_size: how many pairs are kept.
-      damping: a number in place of the heuristics of `scale_by_secant`.
+      damping: as in `scale_by_secant`.
 
     Returns:
       An optax transformation. Under `optax.inject_hyperparams` name `memory_size` in its

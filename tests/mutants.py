@@ -99,7 +99,7 @@ MUTANTS = (
         "_clouds.whitened",
         "weighted = r.T * weights[None, :]",
         "weighted = r.T * jnp.ones_like(weights)[None, :]",
-        "test_optim.py::test_of_two_measurements_of_one_curvature_the_newer_counts_twice",
+        "test_weights.py::test_where_steps_span_the_space_it_is_weighted_least_squares[more]",
     ),
     Mutant(
         "what is only rounding makes one of the D pairs",
@@ -416,17 +416,47 @@ MUTANTS = (
     Mutant(
         "a point that is not finite joins the history",
         "history",
-        "jnp.where(finite & moved & ~first, row.astype(old.dtype), old)",
-        "jnp.where(moved & ~first, row.astype(old.dtype), old)",
+        "lambda x, y: jnp.where(finite, x, y.astype(x.dtype)), given, kept",
+        "lambda x, y: x, given, kept",
         "test_history.py::"
         "test_what_is_not_finite_changes_the_count_alone_and_the_next_pair_spans_two_steps",
     ),
     Mutant(
         "a gradient that is not finite moves the optimiser",
         "optim",
-        "lambda x: jnp.where(usable, x, 0), scaled",
-        "lambda x: x, scaled",
+        "lambda x: jnp.where(usable, x, 0), updates",
+        "lambda x: x, updates",
         "test_optim.py::test_a_gradient_that_is_not_finite_gives_no_step_and_no_pair",
+    ),
+    Mutant(
+        "pairs that contradict each other are made conjugate all the same",
+        "_training.direction",
+        "share = size * scaling.reciprocal(size + gap)",
+        "share = jnp.ones_like(gap)",
+        "test_optim.py::"
+        "test_pairs_that_contradict_each_other_are_made_conjugate_as_far_as_they_agree",
+    ),
+    Mutant(
+        "negative curvature attracts",
+        "_training.direction",
+        "signs = jnp.where(used, jnp.sign(pivots), 0)",
+        "signs = jnp.where(used, 1.0, 0)",
+        "test_optim.py::"
+        "test_along_eigenvectors_the_model_is_the_magnitude_of_the_hessian_and_the_damping",
+    ),
+    Mutant(
+        "the image of a model has its Hessian",
+        "_models.trust_region",
+        "jnp.reshape(-2 * w, (1, 1))",
+        "jnp.reshape(0 * w, (1, 1))",
+        "test_saddle.py::test_a_saddle_step_minimises_the_image_of_the_model",
+    ),
+    Mutant(
+        "a loss of masked parameters is that of some of them",
+        "optim",
+        "lambda x, *args: loss(fill(x), *args)",
+        "lambda x, *args: loss(x, *args)",
+        "test_optim_contract.py::test_masked_parameters_are_left_to_others",
     ),
     Mutant(
         "wrong shapes come in",

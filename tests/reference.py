@@ -171,32 +171,35 @@ def lanczos(product, start, depth):
 
 def block_bfgs(s, y):
     """The update of c I by all pairs at once, `B S^T = Y^T`, for a symmetric definite S Y^T."""
-    q, z = whitened(s, y, len(s))
-    largest = np.max(np.linalg.norm(np.linalg.eigh(z @ q.T)[1].T @ z, axis=1))
-    c = complement_curvature(s[-1], y[-1], largest)
-    return c * (np.eye(s.shape[1]) - q.T @ q) + y.T @ np.linalg.solve(s @ y.T, y)
+    q, _ = whitened(s, y, len(s))
+    return complement_curvature(s, y) * (np.eye(s.shape[1]) - q.T @ q) + y.T @ np.linalg.solve(
+        s @ y.T, y
+    )
 
 
-def weighted_secant_model(s, y, weights, damping=None):
-    """The dense model of the Hessian from independent pairs of which each has its weight.
+def conjugated_bfgs(s, y, damping=None):
+    """The dense model after BFGS updates, oldest pair first, made conjugate where pairs agree."""
+    c = complement_curvature(s, y) if damping is None else damping
+    if damping is not None:
+        y = y + damping * np.where(np.sum(s * y, axis=1) < 0, -1, 1)[:, None] * s
+    done = []
+    for step, diff in zip(s[::-1], y[::-1], strict=True):
+        measured = step @ diff
+        for newer, newer_diff in done:
+            slope = newer @ newer_diff
+            gap = (step @ newer_diff - newer @ diff) ** 2
+            share = 1 / (1 + gap / (0.01 * abs(slope * measured)))
+            along = share * (step @ newer_diff) / slope
+            step, diff = step - along * newer, diff - along * newer_diff
+        done.append((step, diff))
+    b = c * np.eye(s.shape[1])
+    for step, diff in done[::-1]:
+        image = b @ step
+        b = b - np.outer(image, image) / (step @ image) + np.outer(diff, diff) / abs(step @ diff)
+    return b
 
-    M minimises `sum_i weight_i |r_i (M - A)|^2`, here by least squares over symmetric matrices.
-    """
-    q, z = whitened(s, y, len(s))
-    unit, _ = unit_pairs(s, y)
-    r = unit @ q.T
-    a = z @ q.T
-    m = least_norm_solution(np.sqrt(weights)[:, None] * r, np.sqrt(weights)[:, None] * (r @ a))
-    w, v = np.linalg.eigh(m)
-    q, p, e = v.T @ q, v.T @ (z - a @ q), v.T @ (m - a)
-    newest = np.argmax(weights)
-    largest = np.max(np.hypot(w, np.linalg.norm(p, axis=1)))
-    c = complement_curvature(s[newest], y[newest], largest) if damping is None else damping
-    d = np.abs(w) + (np.minimum(np.linalg.norm(e, axis=1), c) if damping is None else damping)
-    h = q + (np.sign(w) / d)[:, None] * p
-    return h.T @ (d[:, None] * h) + c * (np.eye(s.shape[1]) - q.T @ q)
 
-
-def complement_curvature(s, y, largest):
-    """`y.y / |s.y|` of one pair, at most the largest |H v|, v an eigenvector in the span."""
-    return min(y @ y / abs(s @ y), largest)
+def complement_curvature(s, y):
+    """`y.y / |s.y|` of the newest pair, at most ten times the largest |y| / |s|."""
+    steepest = np.max(np.linalg.norm(y, axis=1) / np.linalg.norm(s, axis=1))
+    return min(y[-1] @ y[-1] / abs(s[-1] @ y[-1]), 10 * steepest)

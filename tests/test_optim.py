@@ -44,14 +44,14 @@ def test_on_a_convex_quadratic_the_direction_is_that_of_block_bfgs(rng, n, condi
 
 
 @pytest.mark.parametrize(("damping", "noise"), [(None, 0.3), (None, 6.0), (0.7, 0.3)])
-def test_pairs_that_contradict_each_other_count_by_their_age(rng, damping, noise):
-    values, vectors = np.linalg.eigh(spectrum(rng, [5, 4, 3, -3, -4, -5, *np.ones(6)]))
-    some = vectors[:, np.abs(values) > 2] + 0.05 * rng.normal(size=(DIM, N))
-    s = draws.steps_of_condition(rng, N, N, 3, "geometric") @ some.T
-    skew = np.triu(rng.normal(size=(N, N)), 1)
-    y = s @ ((vectors * values) @ vectors.T + noise * some @ (skew - skew.T) @ some.T)
-    model = reference.weighted_secant_model(s, y, 0.5**AGES, damping)
-    assert reference.relative_error(inverse_model(s, y, damping) @ model, np.eye(DIM)) < 1e-10
+def test_pairs_that_contradict_each_other_are_made_conjugate_as_far_as_they_agree(
+    rng, damping, noise
+):
+    """Indefinite, and inconsistent by noise."""
+    s = rng.normal(size=(N, DIM))
+    y = s @ draws.symmetric(rng, DIM) + noise * rng.normal(size=(N, DIM))
+    model = reference.conjugated_bfgs(s, y, damping)
+    assert reference.relative_error(inverse_model(s, y, damping) @ model, np.eye(DIM)) < 1e-8
 
 
 def test_a_step_across_which_the_gradient_turns_has_the_curvature_of_the_turn():
@@ -60,20 +60,10 @@ def test_a_step_across_which_the_gradient_turns_has_the_curvature_of_the_turn():
     np.testing.assert_allclose(inverse_model(s, y), np.eye(DIM) / 3, atol=1e-14)
 
 
-def test_a_direction_without_curvature_has_that_of_the_complement(rng):
-    values = np.array([5.0, 4, 3, 2, 1, 0])
-    some = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0][:N]
-    s = rng.normal(size=(N, N)) @ some
-    found = some @ inverse_model(s, s @ (some.T * values) @ some) @ some.T
-    np.testing.assert_allclose(np.diag(found)[:5], 1 / values[:5], rtol=1e-10)
-    assert 1 / 5.01 < found[5, 5] < 1
-
-
-def test_of_two_measurements_of_one_curvature_the_newer_counts_twice():
+def test_of_two_measurements_of_one_curvature_the_newer_counts():
     s, y = np.zeros((2, 2, DIM))
     s[:, 3], y[:, 3] = [1, -10], [3, -60]
-    found = inverse_model(s, y)
-    np.testing.assert_allclose(found[3], np.eye(DIM)[3] / ((3 + 2 * 6) / 3), atol=1e-12)
+    np.testing.assert_allclose(inverse_model(s, y)[3], np.eye(DIM)[3] / 6, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["indefinite", "noise", *draws.DEPENDENT])
@@ -107,11 +97,10 @@ def test_the_size_of_ill_conditioned_steps_changes_no_bit(rng, exponent):
     np.testing.assert_array_equal(direction(factor * s, factor * y, AGES, g, None), found)
 
 
-def test_with_a_damping_negative_curvature_counts_by_its_magnitude(rng):
-    """In an invariant subspace, the inverse of |H_r| + damping; without pairs 1 / damping."""
+def test_along_eigenvectors_the_model_is_the_magnitude_of_the_hessian_and_the_damping(rng):
     values, vectors = np.linalg.eigh(draws.symmetric(rng, DIM))
     some = vectors[:, [0, 1, 5, 11]]
-    s = rng.normal(size=(4, 4)) @ some.T
+    s = rng.normal(size=4)[:, None] * some.T
     y = s @ (vectors * values) @ vectors.T
     size = some * np.abs(values[[0, 1, 5, 11]]) @ some.T
     found = inverse_model(s, y, 0.3)

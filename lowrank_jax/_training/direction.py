@@ -1,35 +1,49 @@
 """The quasi-Newton direction that the pairs of a trajectory give.
 
-In an orthonormal basis Q of their steps S the pairs say `Q H = Z = A Q + P`, see `whitened`. On a
-trajectory they are of unequal worth: the newest were measured where the trajectory is, and the
-weights that make M of A halve with each pair's age. What it misses, E = M - A, is zero on a
-quadratic and elsewhere says how far the pairs contradict each other. With `M = V diag(w) V^T` and
-q_i, p_i, e_i the rows of V^T Q, V^T P, V^T E, the model of the Hessian is
+BFGS updates satisfy `B s = y` for the last pair alone, and those of conjugate pairs,
+`s_i.y_j = 0` for i other than j, for all pairs at once: the block update. On a quadratic any pairs
+are made conjugate by Gram-Schmidt, the newest first,
 
-    B = sum_i d_i h_i h_i^T + c (I - Q^T Q),
-    d_i = |w_i| + min(|e_i|, c),    h_i = q_i + sign(w_i) p_i / d_i.
+    (s_i, y_i) <- (s_i, y_i) - t_ij (s_i.y_j) / (s_j.y_j) (s_j, y_j),    j newer than i,
 
-Where w > 0 and E = 0 it is the block BFGS update of c I, with `B s_i = y_i`. It is positive
-definite whatever the signs of w. Where |w_i| is below sqrt(eps) |p_i|, a zero crossing, |p_i| takes
-its place in d_i, and h_i = q_i; where d_i is rounding, c does. The inverse needs no further
-factorization: B x = g for
+with t = 1: what an older pair says beside the newer ones. Where the Hessian changes along the way,
+pairs contradict each other, `s_i.y_j` is not `s_j.y_i`, and what would be left of an older pair
+is mostly the change. So
 
-    u = (g - sum_i (g.q_i) h_i) / c,    x = u + sum_i ((g.q_i) - sign(w_i) (p_i.u)) / d_i q_i.
+    t_ij = 1 / (1 + d_ij^2 / 0.1^2),    d_ij^2 = (s_i.y_j - s_j.y_i)^2 / |(s_i.y_i) (s_j.y_j)|,
 
-The halving, what E adds to d and the value of c are heuristics, chosen by measurement.
+with the older pair's `s_i.y_i` as it was measured. Pairs that contradict each other stay as they
+are, and the updates are those of L-BFGS. Then, from the oldest pair to the newest,
 
-Source: Schnabel, Quasi-Newton methods using multiple secant equations, report CU-CS-247-83
-(1983), for the block update; Dauphin et al., Identifying and attacking the saddle point problem,
-NeurIPS 2014, for the magnitude of negative curvature.
+    B <- B - (B s) (B s)^T / (s.B s) + y y^T / |s.y|,    B_0 = c I,
+
+which is positive definite: of a pair with `s.y < 0` it takes `-y`, the magnitude of its curvature.
+A pair of which nothing but rounding is left counts for nothing. All this happens in the Gram matrix
+of steps and gradient differences: `W = S Y^T` of the conjugate pairs, `K = Y Y^T`, `a = S g` and
+`b = Y g`. With the signs E of W's diagonal, its magnitudes D, and the strict lower triangle L of
+`W E`, the newest pair first, `B x = g` is
+
+    (D + L) u = a,    (D + L)^T v = D u - E (b - K E u) / c,    x = (g - Y^T E u) / c + S^T v,
+
+the two loops of L-BFGS.
+
+The 0.1, the form of t and the value of c are heuristics, chosen by measurement, see
+`benchmarks/functions.py`.
+
+Source: Nocedal, Updating quasi-Newton matrices with limited storage, Math. Comp. 35 (1980);
+Schnabel, Quasi-Newton methods using multiple secant equations, report CU-CS-247-83 (1983), for the
+block update.
 """
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from lowrank_jax._clouds.whitened import whiten
-from lowrank_jax._core import scaling, structure, tall
-from lowrank_jax._core.spectral import eigh, product
+from lowrank_jax._core import scaling, structure, tall, xla
+from lowrank_jax._core.spectral import diagonal, product
 from lowrank_jax._core.types import Rows, Scalar, Vector
+
+AGREEMENT = 0.1  # the contradiction at which t is a half
 
 
 @jax.jit
@@ -43,61 +57,111 @@ def direction(
       grad_diffs: n rows.
       age: (n,), 0 for the newest pair.
       grad: the vector g.
-      damping: None, or a number in place of c and of every `min(|e_i|, c)`.
+      damping: None, or a number in place of c, by which the curvature along the steps rises too.
     """
     s, y, g = structure.widen((steps, grad_diffs, grad))
-    eps = structure.resolution(steps)
-    pairs = whiten(s, y, eps=eps, weights=jnp.exp2(-age.astype(structure.compute_dtype(s))))
-    a, k = pairs.products()
-    m = pairs.symmetric(a)
-    w, v = eigh(m)
-    rows = pairs.rows(_rotated, (v, a))
-    q, p = (jax.tree.map(lambda x: x[: len(w)], rows), jax.tree.map(lambda x: x[len(w) :], rows))
+    s, y, g = map(structure.pack, (s, y, jax.tree.map(lambda x: x[None], g)))
+    n, dtype = len(age), structure.compute_dtype(s)
+    largest, steepest = scaling.max_abs(s), scaling.max_abs(y)
+    scale = jnp.where(largest > 0, 1 / scaling.power_of_two(largest), 0)
+    peak = jnp.max(steepest * scale + 0 * largest)
+    unit = scaling.power_of_two(peak) * scaling.nan_unless(jnp.isfinite(peak), dtype)
+    order = jnp.argsort(age)
+    order = jnp.concatenate([order, n + order, jnp.full(1, 2 * n, order.dtype)])
+    gram = xla.blockwise_sum(_gram, (scale, 1 / unit), s, y, g)[order][:, order]
 
-    outside = scaling.norms(p)
-    top = jnp.max(scaling.norms(jnp.stack([w, outside], axis=1)))
-    g = jax.tree.map(lambda x: x / pairs.unit, g)
+    first = jnp.maximum(scaling.norms(jax.tree.map(lambda x: x / unit, g))[0], 1 / unit)
+    fixed = None if damping is None else jnp.asarray(damping, dtype) / unit
+    coefficients = _solved(gram, n, first, fixed)
+    back = jnp.zeros_like(coefficients).at[order].set(coefficients)
+    found = xla.blockwise_map(_combined, (scale, 1 / unit, back), s, y, g)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), grad)
+    return structure.cast_like(structure.row_of(structure.unpack(found, like)), grad)
+
+
+def _rows(scale, per_unit, s, y, g):
+    """S, Y and g in units in which nothing over- or underflows, one below the other."""
+    y = tall.times(per_unit, tall.scale(scale, y))
+    return jnp.concatenate([tall.scale(scale, s), y, per_unit * g])
+
+
+def _gram(small, s, y, g):
+    rows = _rows(*small, s, y, g)
+    return tall.gram(rows, rows)
+
+
+def _combined(small, s, y, g):
+    return tall.combine(small[2][None, :], _rows(*small[:2], s, y, g))
+
+
+def _solved(gram, n, first, damping):
+    """The x of this module's text as a combination of S, Y and g, from their Gram matrix."""
+    ss, w, a = gram[:n, :n], gram[:n, n : 2 * n], gram[:n, -1]
+    k, b = gram[n : 2 * n, n : 2 * n], gram[n : 2 * n, -1]
     if damping is None:
-        newest = pairs.coordinates[jnp.argmin(age)]
-        first = jnp.maximum(scaling.norm(g), 1 / pairs.unit)
-        c = _complement(product(newest, a, newest), product(newest, k, newest), top, first)
-        noise = jnp.minimum(scaling.norms(product(v.T, m - a)), c)
-    else:
-        noise = c = jnp.asarray(damping, m.dtype) / pairs.unit
+        c = _complement(diagonal(ss), diagonal(w), diagonal(k), first)
+    else:  # Y becomes Y + damping E S
+        c = damping
+        more = damping * jnp.where(diagonal(w) < 0, -1, 1)
+        w, k = (
+            w + ss * more[None, :],
+            k + w.T * more[None, :] + w * more[:, None] + ss * jnp.outer(more, more),
+        )
+        b = b + more * a
+    w, t, used = _conjugate(w)
+    k, a, b = product(t, k, t.T), product(t, a), product(t, b)
 
-    rounding = len(w) * eps * top
-    curved = jnp.abs(w) > jnp.maximum(eps**0.5 * outside, rounding)
-    d = jnp.where(curved, jnp.abs(w), outside) + noise
-    d = jnp.where(d > rounding, d, c)
-    slant = jnp.where(curved, jnp.sign(w), 0) / d
-    return structure.cast_like(_solved(q, p, d, slant, c, g), grad)
-
-
-def _rotated(small, q, z):
-    """The rows of V^T Q and V^T P."""
-    v, a = small
-    p = jax.tree.map(jnp.subtract, z, tall.combine(a, q))
-    return jax.tree.map(
-        lambda q, p: jnp.concatenate([q, p]), tall.combine(v.T, q), tall.combine(v.T, p)
-    )
-
-
-def _solved(q, p, d, slant, c, g):
-    """The x with B x = g, by the two equations of this module's text; slant is sign(w) / d."""
-    inside = tall.gram(q, g)
-    u = tall.minus(tall.project_out(g, q), tall.combine(slant * inside, p))
-    u = jax.tree.map(lambda x: x / c, tall.project_out(u, q))
-    x = tall.combine(inside / d - slant * tall.gram(p, u), q)
-    return jax.tree.map(jnp.add, x, u)
+    pivots = jnp.where(used, diagonal(w), 1)
+    signs = jnp.where(used, jnp.sign(pivots), 0)
+    lower = jnp.tril(jnp.where(used[:, None], w * signs[None, :], 0), -1)
+    system = lower + jnp.diag(jnp.abs(pivots))
+    u = _triangular(system, jnp.where(used, a, 0), transposed=False)
+    right = jnp.abs(pivots) * u - signs * (b - product(k, signs * u)) / c
+    v = _triangular(system, jnp.where(used, right, 0), transposed=True)
+    of_steps, of_grad_diffs = product(t.T, v), -product(t.T, signs * u) / c
+    if damping is not None:
+        of_steps = of_steps + more * of_grad_diffs
+    return jnp.concatenate([of_steps, of_grad_diffs, 1 / c[None]])
 
 
-def _complement(slope, square, top, first):
+def _conjugate(w):
+    """W of the conjugate pairs, T with which they are made of the pairs, and which count."""
+    n, eps = len(w), float(jnp.finfo(w.dtype).eps)
+    measured = jnp.abs(diagonal(w))
+    order = jnp.arange(n)
+
+    def step(j, state):
+        w, t, used = state
+        pivot = w[j, j]
+        counts = jnp.abs(pivot) > 8 * n * eps * measured[j]
+        size = AGREEMENT**2 * jnp.abs(pivot) * measured
+        gap = (w[:, j] - w[j]) ** 2
+        share = size * scaling.reciprocal(size + gap)
+        along = share * w[:, j] * scaling.reciprocal(pivot)
+        along = jnp.where((order > j) & counts, along, 0)
+        w = w - along[:, None] * w[j][None, :]
+        w = w - w[:, j][:, None] * along[None, :]
+        return w, t - along[:, None] * t[j][None, :], used & (counts | (order != j))
+
+    start = w, xla.once(jnp.eye(n, dtype=w.dtype)), xla.vary_like(jnp.ones(n, bool), w)
+    return lax.fori_loop(0, n, step, start)
+
+
+def _triangular(m, right, *, transposed):
+    return lax.linalg.triangular_solve(
+        m, right[:, None], left_side=True, lower=True, transpose_a=transposed
+    )[:, 0]
+
+
+def _complement(length, slope, square, first):
     """The curvature c of what no step has measured: `y.y / |s.y|` of the newest pair.
 
-    It is at most the largest curvature measured, and |g| before any was, so that the first
-    step is no longer than 1.
+    It is at most ten times the largest |y| / |s|, and |g| before any was measured, so that the
+    first step is no longer than 1.
     """
-    measured = jnp.where(
-        slope == 0, top, jnp.minimum(square * scaling.reciprocal(jnp.abs(slope)), top)
-    )
+    top = 10 * jnp.max(scaling.safe_sqrt(square * scaling.reciprocal(length)))
+    used = length > 0
+    newest = jnp.argmax(used)
+    slope, square = jnp.abs(slope[newest]), square[newest]
+    measured = jnp.where(slope == 0, top / 10, jnp.minimum(square * scaling.reciprocal(slope), top))
     return jnp.where(measured > 0, measured, first)
