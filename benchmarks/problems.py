@@ -215,11 +215,9 @@ def cnn_point(count: int = 300) -> Point:
     return Point(loss, x, tuple(array[:count] for array in digits()))
 
 
-def transformer_point(count: int = 300) -> Point:
+def transformer_point(count: int = 300, width: int = 64, depth: int = 2) -> Point:
     """A transformer of equinox that reads rows as tokens, 101,194 parameters in 29 leaves."""
     import equinox as eqx
-
-    width, depth = 64, 2
 
     class Block(eqx.Module):
         mix: eqx.nn.MultiheadAttention

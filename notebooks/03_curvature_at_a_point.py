@@ -494,7 +494,7 @@ def draw_chain(ax):
     label = "from 21 gradients of a callback"
     ax.plot(numbers, chain_found[:16], "o", color=RED, ms=7, label=label)
     ax.axhline(0, color="#555555", lw=0.8)
-    ax.text(2.8, -110, "the bond about\nto break", va="center")
+    ax.text(3.8, -110, "the bond about\nto break", va="center")
     ax.set(xlim=(0, 17), xticks=[1, 4, 8, 12, 16])
     ax.legend(loc="upper right")
     ax.set_title("d. Eigenvalues where JAX has\nno second derivative")

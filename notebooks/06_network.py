@@ -33,9 +33,10 @@ from benchmarks.problems import cnn_point, digits, transformer_point
 
 COUNT = 40 if QUICK else 300  # images to learn from
 TIMES = (0, 20) if QUICK else (0, 10, 20, 40)  # steps of Adam, after which we look
-POINTS = {"transformer, equinox": transformer_point(COUNT)}
-if not QUICK:  # most of the time is compilation
-    POINTS = {"CNN, flax": cnn_point(COUNT), **POINTS}
+if QUICK:  # most of the time is compilation
+    POINTS = {"transformer, equinox": transformer_point(COUNT, depth=1)}
+else:
+    POINTS = {"CNN, flax": cnn_point(COUNT), "transformer, equinox": transformer_point(COUNT)}
 
 # %% [markdown]
 # ## 1. Sharpness and leading eigenvalues during training
@@ -101,7 +102,9 @@ for name, point in POINTS.items():
         print(f"   doubt {doubt:.3f}", flush=True)
 for (name, time_), (*_, values, residuals, exact, doubt) in found.items():
     flagged, converged = doubt > 0.1, residuals[0] < 0.05 * values[0]
-    assert flagged or not (name.startswith("CNN") and time_ == 0)
+    if name.startswith("CNN") and time_ == 0:
+        assert flagged
+        assert abs(values[0] / exact[0] - 1) > 0.05
     assert flagged or abs(values[0] / exact[0] - 1) < (0.05 if converged else 0.2), (name, time_)
 
 # %% [markdown]
@@ -197,12 +200,19 @@ def each_loss(x, images, labels):
 
 
 @jax.jit
-def product(v):
+def damped_product(x, v, images, labels):
     return flatten(exact_product(x, unravel(v), images, labels)) + DAMPING * v
 
 
+def product(v):
+    return damped_product(x, v, images, labels)
+
+
 inverse = h.positive_part().inverse(DAMPING)
-preconditioner = jax.jit(lambda v: flatten(inverse @ unravel(v)))
+
+
+def preconditioner(v):
+    return flatten(inverse @ unravel(v))
 
 
 def conjugate_gradients(product, right, precondition, tolerance=1e-4):
@@ -239,13 +249,13 @@ assert jnp.linalg.norm(solution - preconditioned_solution) < 1e-3 * jnp.linalg.n
 
 
 @jax.jit
-def influences(v):
+def influences(x, v, images, labels):
     """How much the loss of the test image changes where each of the training images is missing."""
     along_v = (unravel(v),)
     return jax.jvp(lambda x: each_loss(x, images, labels), (x,), along_v)[1] / COUNT
 
 
-predicted = np.asarray(influences(preconditioned_solution))
+predicted = np.asarray(influences(x, preconditioned_solution, images, labels))
 
 
 # %% [markdown]
@@ -291,9 +301,9 @@ assert correlation > 0.9
 assert np.all(np.abs(true / predicted[picked] - 1) < 2)
 
 # %% [markdown]
-# The sign is right each time, and so is the order, nearly. The real changes are up to about twice
-# as large: an image that is missing altogether is no small change for a network that has seen
-# 300. The preconditioner halves the number of products.
+# The sign is right each time. The size is right within a factor of two or so: an image that is
+# missing altogether is no small change for a network that has seen 300. The preconditioner halves
+# the number of products.
 #
 # ## What it looks like
 

@@ -182,7 +182,7 @@ def metric_of(precision):
     return Metric(sample_momentum, kinetic_energy, check_turning, scale=None)  # NUTS scales nothing
 
 
-WARMUP, DRAWS = (50, 40) if QUICK else (100, 400)
+WARMUP, DRAWS, DOUBLINGS = (50, 40, 6) if QUICK else (100, 400, 8)
 nuts = blackjax.nuts.build_kernel()
 
 
@@ -197,7 +197,7 @@ def sample(precision, key):
     start_size, adapt, final_size = dual_averaging_adaptation(0.8)
 
     def move(state, key, size):
-        state, info = nuts(key, state, log_posterior, size, metric, max_num_doublings=8)
+        state, info = nuts(key, state, log_posterior, size, metric, max_num_doublings=DOUBLINGS)
         return state, info.acceptance_rate, info.num_integration_steps
 
     def warm(carry, key):
