@@ -80,4 +80,4 @@ $(VENV)/.ready-bench: $(READY)
 	touch $@
 
 clean:
-	rm -rf .venv-* build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv-* build dist docs/gallery .pytest_cache .ruff_cache .mypy_cache

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+from docutils import nodes
 
 DOCS = Path(__file__).parent.parent
 ROOT = DOCS.parent
@@ -57,8 +58,26 @@ def depend(app, name, _):
                 app.env.note_dependency(str(path))
 
 
+def picture(app, doctree, name):
+    """Puts the last picture of each notebook, with its title, on the page `gallery`."""
+    if name != "gallery":
+        return
+    pictures = nodes.container(classes=["pictures"])
+    for page in sorted(page for page in app.env.found_docs if page.startswith("gallery/")):
+        of_page = [uri for uri, (pages, _) in app.env.images.items() if page in pages]
+        link = nodes.reference(internal=True, refuri=app.builder.get_relative_uri(name, page))
+        title = app.env.titles[page].astext()
+        if of_page:
+            image = of_page[-1]
+            link += nodes.image(uri=image, candidates={"*": image}, alt=f"picture of: {title}")
+        link += nodes.inline(text=title)
+        pictures += nodes.paragraph("", "", link)
+    doctree.children[0] += pictures
+
+
 def setup(app):
-    """Registers both."""
+    """Registers all three."""
     app.connect("builder-inited", convert)
     app.connect("source-read", depend)
+    app.connect("doctree-resolved", picture)
     return {"parallel_read_safe": True}
