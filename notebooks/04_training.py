@@ -253,9 +253,9 @@ for title in list(problems)[:3]:  # not the autoencoder
 #   eigenvalues spread evenly, as in the least squares, taking out ten of them helps little.
 # * **The autoencoder is Adam's**: no method reaches its loss with half of its gradients, and
 #   L-BFGS does not reach it at all within 2,000.
-# * **Time is another matter.** `secant_newton` solves small eigenvalue problems at every step,
-#   which takes a third of a millisecond and more. Where a gradient takes some microseconds, as in
-#   the first two problems, Adam or L-BFGS are done first. It is for gradients worth saving.
+# * **Time is another matter.** A step of `secant_newton` itself takes longer than one of L-BFGS.
+#   Where a gradient takes some microseconds, as in the first two problems, Adam or L-BFGS are done
+#   first. It is for gradients worth saving.
 # * L-BFGS is close behind in gradients and ahead in time, on every problem where it wins over
 #   Adam. It stands on the same secant equations and is hard to beat.
 
