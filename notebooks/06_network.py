@@ -308,44 +308,44 @@ assert np.all(np.abs(true / predicted[picked] - 1) < 2)
 # ## What it looks like
 
 # %%
-ax = axes["a"]
+left = axes["a"]
 for name, color in zip(POINTS, (RED, BLUE)[-len(POINTS) :], strict=True):
     rows = [found[name, time_] for time_ in TIMES]
     places = np.arange(len(TIMES))
     for i, (*_, values, residuals, _, doubt) in enumerate(rows):
         fill = "white" if doubt > 0.1 else color
         style = {"color": color, "mfc": fill, "ms": 8, "capsize": 4}
-        ax.errorbar(places[i] * np.ones(3), values, residuals, fmt="o", **style)
-    ax.plot(places, [row[5] for row in rows], "_-", color=color, lw=1, ms=14, alpha=0.6)
-    ax.plot([], [], "o-", color=color, label=name)
-ax.plot([], [], "o", color="k", mfc="white", label="flagged")
-ax.plot([], [], "k_-", lw=1, label="exact products, SciPy")
-ax.set(yscale="log", xticks=places, xlabel="steps of Adam", ylabel="eigenvalue")
-ax.set_xticklabels(TIMES)
-ax.set_ylim(2, 200)
-notebook.plain_ticks(ax.yaxis, [3, 10, 30, 100])
-ax.legend(loc="lower right")
-ax.set_title("a. Three largest eigenvalues from gradients,\nwith residuals")
+        left.errorbar(places[i] * np.ones(3), values, residuals, fmt="o", **style)
+    left.plot(places, [row[5] for row in rows], "_-", color=color, lw=1, ms=14, alpha=0.6)
+    left.plot([], [], "o-", color=color, label=name)
+left.plot([], [], "o", color="k", mfc="white", label="flagged")
+left.plot([], [], "k_-", lw=1, label="exact products, SciPy")
+left.set(yscale="log", xticks=places, xlabel="steps of Adam", ylabel="eigenvalue")
+left.set_xticklabels(TIMES)
+left.set_ylim(2, 200)
+notebook.plain_ticks(left.yaxis, [3, 10, 30, 100])
+left.legend(loc="lower right")
+left.set_title("a. Three largest eigenvalues from gradients,\nwith residuals")
 
-ax = axes["b"]
-ax.plot([], [], color="#33415c", lw=0.8, label="loss")
-ax.plot([], [], "--", color=RED, lw=1.5, label="quadratic model")
-ax.legend(loc="upper left", frameon=True)
-ax.set_title("b. The transformer's loss in the plane\nof its two leading eigenvectors")
+right = axes["b"]
+right.plot([], [], color="#33415c", lw=0.8, label="loss")
+right.plot([], [], "--", color=RED, lw=1.5, label="quadratic model")
+right.legend(loc="upper left", frameon=True)
+right.set_title("b. The transformer's loss in the plane\nof its two leading eigenvectors")
 
-ax = axes["c"]
-ax.plot(plain, color=GREY, lw=2.5, label="conjugate gradients")
-ax.plot(faster, color=RED, lw=2.5, label="preconditioned with $H_r$")
-ax.set(yscale="log", xlabel="exact products", ylabel="residual")
-ax.legend(loc="upper right")
-ax.set_title("c. One solution with $H + d\\,I$")
+below = axes["c"]
+below.plot(plain, color=GREY, lw=2.5, label="conjugate gradients")
+below.plot(faster, color=RED, lw=2.5, label="preconditioned with $H_r$")
+below.set(yscale="log", xlabel="exact products", ylabel="residual")
+below.legend(loc="upper right")
+below.set_title("c. One solution with $H + d\\,I$")
 
-ax = axes["d"]
+last = axes["d"]
 limit = 1.15 * np.abs([*predicted[picked], *true]).max()
-ax.plot([-limit, limit], [-limit, limit], color="#555555", lw=1)
-ax.plot(predicted[picked], true, "o", color=RED, ms=9)
-ax.set(xlabel="predicted by influence", ylabel="trained again without the image")
-ax.set_title("d. Change of a test image's loss\nwithout one training image")
+last.plot([-limit, limit], [-limit, limit], color="#555555", lw=1)
+last.plot(predicted[picked], true, "o", color=RED, ms=9)
+last.set(xlabel="predicted by influence", ylabel="trained again without the image")
+last.set_title("d. Change of a test image's loss\nwithout one training image")
 notebook.save(figure, "network.png")
 
 # %% [markdown]

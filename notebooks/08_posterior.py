@@ -64,8 +64,8 @@ def in_double(w):
     return float(value), np.asarray(gradient, float)
 
 
-mode = scipy.optimize.minimize(in_double, np.zeros(DIM), jac=True, method="L-BFGS-B").x
-mode = mode.astype(np.float32)
+found_mode = scipy.optimize.minimize(in_double, np.zeros(DIM), jac=True, method="L-BFGS-B")
+mode = found_mode.x.astype(np.float32)
 say(f"the mode: negative log posterior {float(negative_log_posterior(mode)):.2f}")
 
 # %% [markdown]
@@ -268,8 +268,8 @@ def newton_step(counts):
 
 
 say(f"4. {BOOTSTRAPS} bootstraps")
-drawn = np.random.default_rng(1).multinomial(len(X), np.full(len(X), 1 / len(X)), BOOTSTRAPS)
-drawn = drawn.astype(np.float32)
+resampled = np.random.default_rng(1).multinomial(len(X), np.full(len(X), 1 / len(X)), BOOTSTRAPS)
+drawn = resampled.astype(np.float32)
 steps = np.asarray(newton_step(drawn), float)
 
 
@@ -301,36 +301,36 @@ assert np.median(scatter / laplace) < 1
 
 # %%
 figure, axes = notebook.panels("abc", (19, 5.5))
-ax = axes["a"]
+left = axes["a"]
 numbers = [count + 1 for count in COUNTS]
 low, high, bars = np.array([brackets[count] for count in COUNTS]).T
-ax.plot(numbers, high, "o-", color=BLUE, lw=2.5, ms=8, label="of $H_r$ alone")
-ax.errorbar(
+left.plot(numbers, high, "o-", color=BLUE, lw=2.5, ms=8, label="of $H_r$ alone")
+left.errorbar(
     numbers, low, bars, fmt="o-", color=RED, lw=2.5, ms=8, capsize=5, label="with its correction"
 )
-ax.axhline(sampled, color="k", lw=1.5, ls="--", label="importance sampling")
-ax.set(xlabel="gradients", ylabel="logarithm of the evidence", xticks=numbers)
-ax.legend(loc="lower right")
-ax.set_title("a. The evidence lies between two estimates")
+left.axhline(sampled, color="k", lw=1.5, ls="--", label="importance sampling")
+left.set(xlabel="gradients", ylabel="logarithm of the evidence", xticks=numbers)
+left.legend(loc="lower right")
+left.set_title("a. The evidence lies between two estimates")
 
-ax = axes["b"]
-ax.barh(list(rates), list(rates.values()), color=[GREY, GREY, RED, BLUE], height=0.6)
+middle = axes["b"]
+middle.barh(list(rates), list(rates.values()), color=[GREY, GREY, RED, BLUE], height=0.6)
 for place, rate in enumerate(rates.values()):
-    ax.text(rate, place, f" {rate:.0f}", va="center")
-ax.invert_yaxis()
-ax.set_xlim(0, 1.15 * max(rates.values()))
-ax.set_yticks(range(4), [name.replace(", ", ",\n").replace(" of ", "\nof ") for name in rates])
-ax.set_xlabel("effective draws per 1,000 gradients")
-ax.set_title("b. NUTS with four mass matrices")
+    middle.text(rate, place, f" {rate:.0f}", va="center")
+middle.invert_yaxis()
+middle.set_xlim(0, 1.15 * max(rates.values()))
+middle.set_yticks(range(4), [name.replace(", ", ",\n").replace(" of ", "\nof ") for name in rates])
+middle.set_xlabel("effective draws per 1,000 gradients")
+middle.set_title("b. NUTS with four mass matrices")
 
-ax = axes["c"]
+right = axes["c"]
 limit = 1.05 * max(laplace[:64].max(), scatter.max())
-ax.plot([0, limit], [0, limit], color="#555555", lw=1)
-ax.plot(laplace[:64], scatter[:64], "o", color=RED, ms=7, alpha=0.7, label="a pixel's weight")
-ax.plot(laplace[:64], closed.std(axis=0)[:64], "k_", ms=8, label="closed form")
-ax.set(xlabel="Laplace's standard deviation", ylabel="scatter of the bootstraps")
-ax.legend(loc="upper left")
-ax.set_title(f"c. {BOOTSTRAPS} bootstraps")
+right.plot([0, limit], [0, limit], color="#555555", lw=1)
+right.plot(laplace[:64], scatter[:64], "o", color=RED, ms=7, alpha=0.7, label="a pixel's weight")
+right.plot(laplace[:64], closed.std(axis=0)[:64], "k_", ms=8, label="closed form")
+right.set(xlabel="Laplace's standard deviation", ylabel="scatter of the bootstraps")
+right.legend(loc="upper left")
+right.set_title(f"c. {BOOTSTRAPS} bootstraps")
 notebook.save(figure, "posterior.png")
 
 # %% [markdown]
