@@ -52,10 +52,14 @@ def by_magnitude(values: Any) -> np.ndarray:
 
 
 def panels(mosaic: str, size: tuple[float, float]) -> tuple[Any, dict[str, Any]]:
-    """A figure in the notebooks' style, and its axes by the letters of the mosaic."""
+    """A figure in the notebooks' style, and its axes by the letters of the mosaic.
+
+    It is shown where it is saved, and not half empty by the cell that makes it.
+    """
     matplotlib.rcParams.update(STYLE)
     figure, axes = pyplot.subplot_mosaic(mosaic, figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
+    pyplot.close(figure)
     return figure, axes
 
 
@@ -66,7 +70,11 @@ def plain_ticks(axis: Any, ticks: Sequence[float]) -> None:
 
 
 def save(figure: Any, name: str, dpi: int = 100) -> None:
-    """Writes a figure below notebooks/figures."""
+    """Writes a figure below notebooks/figures, and shows it in Jupyter."""
     FIGURES.mkdir(exist_ok=True)
     figure.savefig(FIGURES / name, dpi=dpi)
     say(f"figure saved: notebooks/figures/{name}")
+    if "ipykernel" in sys.modules:
+        from IPython.display import display  # there is none without Jupyter
+
+        display(figure)
