@@ -109,7 +109,7 @@ def test_operators_keys_and_states_come_back_from_orbax_bit_for_bit(rng, tmp_pat
     )
     a = lrj.LowRank({"x": left}, core, right.astype(jnp.bfloat16))
     # The state of a line search holds what is not finite before the first step.
-    search = lrj.optim.secant_newton(size=2).init(b)
+    search = lrj.optim.secant_newton(memory_size=2).init(b)
     saved = {"h": h, "a": a, "key": jax.random.key(0), "search": search}
     restored = saved_and_restored(tmp_path, saved)
     assert_equal_trees(restored, saved)
@@ -122,7 +122,7 @@ def rosenbrock(params):
 
 
 def test_training_goes_on_from_an_orbax_checkpoint_bit_for_bit(tmp_path):
-    opt = lrj.optim.secant_newton(0.1, size=3)
+    opt = lrj.optim.secant_newton(0.1, memory_size=3)
 
     @jax.jit
     def step(params, state):
