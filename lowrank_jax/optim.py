@@ -6,6 +6,7 @@ leaves the rest to another optimiser. Their states are plain pytrees of arrays; 
 calls `update`.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -297,9 +298,12 @@ def precondition_top_curvature(
     if not callable(learning_rate):
         checks.positive(learning_rate, "learning_rate")
     inner = optax.with_extra_args_support(inner)
-    # Arrays of whole numbers alone, which every wrapper can copy, scale and save.
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    implementation = jax.random.key_impl(key) if typed else None
+    # The state has the key's data: whole numbers, which every wrapper can copy, scale and save.
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key_data: Callable = jax.random.key_data
+        random_key: Callable = partial(jax.random.wrap_key_data, impl=jax.random.key_impl(key))
+    else:
+        key_data = random_key = jnp.asarray
 
     def init(params):
         params = checks.form(params, "params")
@@ -309,7 +313,7 @@ def precondition_top_curvature(
         dtype = structure.compute_dtype(params) if jax.tree.leaves(params) else jnp.float32
         values, number = jnp.zeros(probes, dtype), partial(jnp.zeros, ())
         # A copy of the key: a donated state must not take the caller's with it.
-        data = jnp.copy(jax.random.key_data(key) if typed else key)
+        data = jnp.copy(key_data(key))
         return PreconditionTopCurvatureState(
             number(jnp.int32),
             data,
@@ -330,31 +334,19 @@ def precondition_top_curvature(
             return updates, state._replace(count=state.count + 1, inner=inner_state)
         fill = _filled(params, whole_params)
 
-        def refreshed(key, values, rows, top, step, skipped):
-            key = (
-                key
-                if implementation is None
-                else jax.random.wrap_key_data(key, impl=implementation)
+        def measured(known):
+            key = random_key(known.key)
+            options = Options(
+                probes, passes, 1, known.eigenvectors, None, progress=False, found=known.step
             )
+            at = expansion_at(lambda x, *args: loss(fill(x), *args), 0, False, options)
             key, now = jax.random.split(key)
-            options = Options(probes, passes, 1, rows, None, progress=False, found=step)
-            of_rest = expansion_at(lambda x, *args: loss(fill(x), *args), 0, False, options)
-            at = of_rest((params, *curvature_args), now)
-            every_value, vectors = fit(at.pairs).eigh()
-            found = jax.tree.map(lambda x: x[:probes], (every_value, vectors))
-            length = scaling.norms(jax.tree.map(lambda x: x[:1], at.pairs.steps))[0]
-            usable = tall.finite(found)
-            new = *found, jnp.max(every_value), length
-            kept = jax.tree.map(
-                lambda x, y: jnp.where(usable, x, y), new, (values, rows, top, step)
-            )
-            key = key if implementation is None else jax.random.key_data(key)
-            return key, *kept, skipped + (~usable).astype(jnp.int32)
+            pairs = at((params, *curvature_args), now).pairs
+            return _refreshed(known._replace(key=key_data(key)), pairs, probes)
 
-        known = state.key, *state[2:7]
         due = state.count % every == 0
-        known = lax.cond(due, refreshed, lambda *known: known, *known)
-        s, u = known[1:3]
+        known = lax.cond(due, measured, lambda known: known, state._replace(inner=None))
+        s, u = known.eigenvalues, known.eigenvectors
 
         along, rest = _split(updates, u)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
@@ -366,10 +358,25 @@ def precondition_top_curvature(
         )
         rest, inner_state = inner.update(rest, state.inner, params, **extra_args)
         update = jax.tree.map(jnp.add, *structure.widen((newton, _split(rest, u)[1])))
-        state = PreconditionTopCurvatureState(state.count + 1, *known, inner_state)
+        state = known._replace(count=state.count + 1, inner=inner_state)
         return structure.cast_like(update, rest), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _refreshed(state, pairs, probes):
+    """The state with the eigenpairs of the fit to these pairs; without, where not finite."""
+    values, vectors = fit(pairs).eigh()
+    leading = jax.tree.map(lambda x: x[:probes], (values, vectors))
+    found = state._replace(
+        eigenvalues=leading[0],
+        eigenvectors=leading[1],
+        sharpness=jnp.max(values),
+        step=scaling.norms(jax.tree.map(lambda x: x[:1], pairs.steps))[0],
+    )
+    usable = tall.finite(leading)
+    kept = jax.tree.map(lambda x, y: jnp.where(usable, x, y), found, state)
+    return kept._replace(skipped=state.skipped + (~usable).astype(jnp.int32))
 
 
 def _filled(params, whole):

@@ -138,6 +138,11 @@ figure, axes = notebook.panels("ab", (13, 5.5))
 lrj.plot.spectrum(h.truncate(20), pairs, ax=axes["a"])
 axes["a"].plot(range(1, 9), net_exact.values[:8], "k_", ms=14, label="exact products")
 axes["a"].legend(loc="lower left")
-net_loss = lambda x: net.loss(x, *net.data)  # noqa: E731
+
+
+def net_loss(x):
+    return net.loss(x, *net.data)
+
+
 lrj.plot.landscape(net_loss, net.x, h, ax=axes["b"], count=9 if notebook.QUICK else 21)
 notebook.save(figure, "quickstart.png")
