@@ -127,18 +127,16 @@ def push(history: History, params: Vector, grads: Vector) -> History:
 @jax.jit
 def _push(history, params, grads):
     pattern, old = history.params, (history.params, history.grads)
-    new = tuple(structure.cast_like(tree, pattern) for tree in (params, grads))
-    finite = tall.finite((new, tall.minus(new, old)))
+    given = tuple(structure.cast_like(tree, pattern) for tree in (params, grads))
+    step, grad_diff = tall.minus(given, old)
+    sizes = [jnp.max(scaling.max_abs(x)) for x in map(_one_row, (*given, step, grad_diff))]
+    finite = jnp.all(jnp.isfinite(jnp.stack(sizes)))
+    last = jnp.stack([_norm(*x) for x in zip(given, (params, grads), strict=True)])
     # What is left out is left out of derivatives too: 0 times NaN would be NaN.
-    params, grads = (
-        jax.tree.map(lambda x, y: jnp.where(finite, x, y.astype(x.dtype)), given, kept)
-        for given, kept in zip((params, grads), old, strict=True)
-    )
-    last = jnp.stack([_norm(tree, pattern) for tree in (params, grads)])
-    new = tuple(structure.cast_like(tree, pattern) for tree in (params, grads))
+    new = jax.tree.map(lambda x, y: jnp.where(finite, x, y), given, old)
     step, grad_diff = tall.minus(new, old)
     first = history.points == 0
-    moved = first | (scaling.norm(step) > 0)
+    moved = finite & (first | (sizes[2] > 0))
     index = (history.points - 1) % len(history.norms)
 
     def write(ring, row):
@@ -152,15 +150,19 @@ def _push(history, params, grads):
         write(history.norms, jnp.maximum(last, history.last)),
         *new,
         jnp.where(finite, last, history.last),
-        history.points + (finite & moved).astype(jnp.int32),
+        history.points + moved.astype(jnp.int32),
         history.skipped + (~finite).astype(jnp.int32),
     )
 
 
-def _norm(tree, kept):
+def _norm(kept, given):
     """The norm, times by how much the rounding of what was given is larger than of what is kept."""
-    coarser = max(structure.resolution(tree) / structure.resolution(kept), 1)
-    return coarser * scaling.norm(tree).astype(structure.compute_dtype(kept))
+    coarser = max(structure.resolution(given) / structure.resolution(kept), 1)
+    return coarser * lax.stop_gradient(scaling.norm(kept)).astype(structure.compute_dtype(kept))
+
+
+def _one_row(v):
+    return jax.tree.map(lambda leaf: leaf[None], v)
 
 
 def pairs(history: History) -> SecantPairs:

@@ -21,7 +21,7 @@ from lowrank_jax._at_a_point.expansion import expansion_at
 from lowrank_jax._clouds.fit import fit
 from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.types import Loss, Rows, Scalar
-from lowrank_jax._training.direction import direction
+from lowrank_jax._training.direction import Products, direction, no_products
 
 
 class ScaleBySecantState(NamedTuple):
@@ -29,9 +29,11 @@ class ScaleBySecantState(NamedTuple):
 
     Attributes:
       history: the trajectory's pairs; `history.skipped` counts the gradients left out.
+      products: the inner products of its pairs.
     """
 
     history: history.History
+    products: Products
 
 
 def scale_by_secant(
@@ -100,7 +102,8 @@ def scale_by_secant(
         checks.positive(damping, "damping")
 
     def init(params):
-        return ScaleBySecantState(history.init(params, memory_size))
+        empty = history.init(params, memory_size)
+        return ScaleBySecantState(empty, no_products(memory_size, empty.norms.dtype))
 
     def update(updates, state, params=None, *, grad_fn=None, **extra_args):
         del extra_args
@@ -117,8 +120,11 @@ def scale_by_secant(
         fixed = None if damping is None else jnp.asarray(damping, past.norms.dtype)
         usable = tall.finite(updates)
         updates = jax.tree.map(lambda x: jnp.where(usable, x, 0), updates)
-        scaled = direction(past.steps, past.grad_diffs, history.age(past), updates, fixed)
-        return scaled, ScaleBySecantState(past)
+        newest = (past.points - 2) % memory_size
+        scaled, products = direction(
+            state.products, past.steps, past.grad_diffs, newest, updates, fixed
+        )
+        return scaled, ScaleBySecantState(past, products)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

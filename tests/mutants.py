@@ -416,8 +416,8 @@ MUTANTS = (
     Mutant(
         "a point that is not finite joins the history",
         "history",
-        "lambda x, y: jnp.where(finite, x, y.astype(x.dtype)), given, kept",
-        "lambda x, y: x, given, kept",
+        "lambda x, y: jnp.where(finite, x, y), given, old",
+        "lambda x, y: x, given, old",
         "test_history.py::"
         "test_what_is_not_finite_changes_the_count_alone_and_the_next_pair_spans_two_steps",
     ),

@@ -35,6 +35,8 @@ Schnabel, Quasi-Newton methods using multiple secant equations, report CU-CS-247
 block update.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -46,58 +48,102 @@ from lowrank_jax._core.types import Rows, Scalar, Vector
 AGREEMENT = 0.1  # the contradiction at which t is a half
 
 
+class Products(NamedTuple):
+    """The Gram matrix of n pairs, kept from one direction to the next.
+
+    Attributes:
+      scales: (2n,), powers of two, one over about the largest entry of each row of S and Y.
+      gram: (2n, 2n), inner products of all rows of S and Y, each times its scale.
+    """
+
+    scales: jax.Array
+    gram: jax.Array
+
+
+def no_products(n: int, dtype: jnp.dtype) -> Products:
+    """Those of n pairs that are zero."""
+    return Products(jnp.zeros(2 * n, dtype), jnp.zeros((2 * n, 2 * n), dtype))
+
+
 @jax.jit
 def direction(
-    steps: Rows, grad_diffs: Rows, age: jax.Array, grad: Vector, damping: Scalar | None
-) -> Vector:
-    """`B^-1 g` of this module's text, in the dtypes of g.
+    products: Products,
+    steps: Rows,
+    grad_diffs: Rows,
+    newest: jax.Array,
+    grad: Vector,
+    damping: Scalar | None,
+) -> tuple[Vector, Products]:
+    """`B^-1 g` of this module's text, in the dtypes of g, and the products with the newest pair.
 
     Args:
-      steps: n rows; zero rows count for nothing.
-      grad_diffs: n rows.
-      age: (n,), 0 for the newest pair.
+      products: of all pairs but the newest, from the call before.
+      steps: a ring of n rows; zero rows count for nothing.
+      grad_diffs: a ring of n rows.
+      newest: the index of the newest pair; the one before it is the next older one, and so on.
       grad: the vector g.
       damping: None, or a number in place of c, by which the curvature along the steps rises too.
     """
     s, y, g = structure.widen((steps, grad_diffs, grad))
     s, y, g = map(structure.pack, (s, y, jax.tree.map(lambda x: x[None], g)))
-    n, dtype = len(age), structure.compute_dtype(s)
-    largest, steepest = scaling.max_abs(s), scaling.max_abs(y)
+    pair = [jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, newest, 1), x) for x in (s, y)]
+    new = jax.tree.map(lambda *x: jnp.concatenate(x), *pair, g)  # three rows
+    largest = scaling.max_abs(new)
     scale = jnp.where(largest > 0, 1 / scaling.power_of_two(largest), 0)
-    peak = jnp.max(steepest * scale + 0 * largest)
-    unit = scaling.power_of_two(peak) * scaling.nan_unless(jnp.isfinite(peak), dtype)
-    order = jnp.argsort(age)
-    order = jnp.concatenate([order, n + order, jnp.full(1, 2 * n, order.dtype)])
-    gram = xla.blockwise_sum(_gram, (scale, 1 / unit), s, y, g)[order][:, order]
+    n, dtype = structure.length(s), scale.dtype
+    places = newest + jnp.array([0, n], newest.dtype)
+    at = places[:, None] == jnp.arange(2 * n, dtype=newest.dtype)[None, :]
+    scales = jnp.where(at[0], scale[0], jnp.where(at[1], scale[1], products.scales))
+    along = xla.blockwise_sum(_along, (scales, scale), s, y, new)
+    gram = products.gram
+    for i in range(2):
+        gram = jnp.where(at[i][:, None], along[None, : 2 * n, i], gram)
+        gram = jnp.where(at[i][None, :], along[: 2 * n, i][:, None], gram)
 
-    first = jnp.maximum(scaling.norms(jax.tree.map(lambda x: x / unit, g))[0], 1 / unit)
+    # Y is taken in a unit and to the scale of its steps: tiny steps have tiny differences.
+    ratios = scales[:n] * scaling.reciprocal(scales[n:])
+    peak = jnp.max(ratios)
+    unit = jnp.where(peak > 0, peak, 1) * scaling.nan_unless(jnp.isfinite(peak), dtype)
+    factors = jnp.concatenate([jnp.ones_like(ratios), ratios / unit])
+    per_g = scaling.reciprocal(scale[2]) / unit
+    order = (newest - jnp.arange(n, dtype=newest.dtype)) % n
+    order = jnp.concatenate([order, n + order])
+    ordered = (gram * factors[:, None] * factors[None, :])[order][:, order]
+    with_g = (along[: 2 * n, 2] * factors)[order] * per_g
+    first = jnp.maximum(scaling.safe_sqrt(along[2 * n + 2, 2]) * per_g, 1 / unit)
     fixed = None if damping is None else jnp.asarray(damping, dtype) / unit
-    coefficients = _solved(gram, n, first, fixed)
-    back = jnp.zeros_like(coefficients).at[order].set(coefficients)
-    found = xla.blockwise_map(_combined, (scale, 1 / unit, back), s, y, g)
+    of_pairs, of_grad = _solved(ordered, with_g, first, fixed)
+    of_pairs = of_pairs[order] * factors  # this order is its own inverse
+    found = xla.blockwise_map(_combined, (scales, of_pairs, of_grad / unit), s, y, g)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), grad)
-    return structure.cast_like(structure.row_of(structure.unpack(found, like)), grad)
+    found = structure.cast_like(structure.row_of(structure.unpack(found, like)), grad)
+    return found, Products(scales, gram)
 
 
-def _rows(scale, per_unit, s, y, g):
-    """S, Y and g in units in which nothing over- or underflows, one below the other."""
-    y = tall.times(per_unit, tall.scale(scale, y))
-    return jnp.concatenate([tall.scale(scale, s), y, per_unit * g])
+def _along(small, s, y, new):
+    """Inner products of all rows, and of the new ones, with the new ones.
 
-
-def _gram(small, s, y, g):
-    rows = _rows(*small, s, y, g)
-    return tall.gram(rows, rows)
+    One at a time: on a CPU a product with three vectors takes longer than three with one each.
+    """
+    scales, scale = small
+    n, new = len(s), tall.scale(scale, new)
+    sets = tall.scale(scales[:n], s), tall.scale(scales[n:], y), new
+    return jnp.stack([jnp.concatenate([tall.gram(x, v) for x in sets]) for v in new], axis=1)
 
 
 def _combined(small, s, y, g):
-    return tall.combine(small[2][None, :], _rows(*small[:2], s, y, g))
+    scales, of_pairs, of_grad = small
+    n = len(s)
+    s, y = tall.scale(scales[:n], s), tall.scale(scales[n:], y)
+    of_steps, of_grad_diffs = of_pairs[None, :n], of_pairs[None, n:]
+    return tall.combine(of_steps, s) + tall.combine(of_grad_diffs, y) + of_grad * g
 
 
-def _solved(gram, n, first, damping):
-    """The x of this module's text as a combination of S, Y and g, from their Gram matrix."""
-    ss, w, a = gram[:n, :n], gram[:n, n : 2 * n], gram[:n, -1]
-    k, b = gram[n : 2 * n, n : 2 * n], gram[n : 2 * n, -1]
+def _solved(gram, with_g, first, damping):
+    """The x of this module's text as a combination of S and Y, newest first, and of g."""
+    n = len(gram) // 2
+    ss, w, k = gram[:n, :n], gram[:n, n:], gram[n:, n:]
+    a, b = with_g[:n], with_g[n:]
     if damping is None:
         c = _complement(diagonal(ss), diagonal(w), diagonal(k), first)
     else:  # Y becomes Y + damping E S
@@ -121,7 +167,7 @@ def _solved(gram, n, first, damping):
     of_steps, of_grad_diffs = product(t.T, v), -product(t.T, signs * u) / c
     if damping is not None:
         of_steps = of_steps + more * of_grad_diffs
-    return jnp.concatenate([of_steps, of_grad_diffs, 1 / c[None]])
+    return jnp.concatenate([of_steps, of_grad_diffs]), 1 / c
 
 
 def _conjugate(w):
