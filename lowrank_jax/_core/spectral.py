@@ -73,24 +73,22 @@ def _eigh_jvp(primals, tangents):
 def inverse_root(e: jax.Array) -> jax.Array:
     """V with `(I + V) (I + E) (I + V)^T = I` for a symmetric E of norm below 1/4.
 
-    The first terms of `(I + E)^(-1/2)`, `V = -E / 2 + 3 E^2 / 8`; of |E| = t they leave
-    `5 t^3 / 16`, of which the same is taken again where it is not rounding. With W = I + V
+    Newton's iteration from V = 0: what is left, `L = (I + V) (I + E) (I + V)^T - I`, is taken off by
+    its half, which leaves -3 L^2 / 4, until that is rounding. With W = I + V
     and L(.) for the lower triangle and half of the diagonal, `dV = -L(W dE W^T) W` gives
     W (I + E) W^T no derivative, of any order: it is that of a Cholesky factor, so that second
     ones commute. Where a row of E is zero, so is that of V.
     """
 
-    def first_terms(e):
-        return 3 / 8 * product(e, e) - e / 2, jnp.sum(e * e) ** 1.5
+    def step(state):
+        v, _ = state
+        image = v + e + product(v, e)  # W (I + E) - I
+        left = image + v.T + product(image, v.T)
+        return v - (left + product(left, v)) / 2, jnp.sum(left * left)
 
-    def again(state):
-        image = state[0] + product(state[0], e)  # W (I + E) - I - E
-        left = e + image + image.T + product(image, state[0])
-        change, size = first_terms(left)
-        return state[0] + change + product(change, state[0]), size
-
-    eps = float(jnp.finfo(e.dtype).eps)
-    return xla.iterate(again, first_terms(e), until=lambda state: state[1] < eps, most=3)[0]
+    eps, start = float(jnp.finfo(e.dtype).eps), (jnp.zeros_like(e), jnp.ones_like(e[0, 0]))
+    start = jax.tree.map(lambda x: xla.vary_like(x, e), start)
+    return xla.iterate(step, start, until=lambda state: state[1] < eps, most=5)[0]
 
 
 @inverse_root.defjvp
