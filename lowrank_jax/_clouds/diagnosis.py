@@ -100,25 +100,23 @@ def _diagnose(hessian, pairs, extrapolate):
     unit_steps = tall.scale(inverse, steps)
     slopes = tall.scale(inverse, grad_diffs)
     images = structure.cast_like(jax.vmap(structure.widen(hessian).mv)(unit_steps), slopes)
-    residual = _total_norm(jax.tree.map(jnp.subtract, images, slopes))
+    missed = jax.tree.map(jnp.subtract, images, slopes)
+    both = structure.concatenate(*map(structure.pack, (missed, slopes)))
+    residual = scaling.norms(scaling.norms(both).reshape(2, -1))
     g = tall.gram(unit_steps, slopes)
+    asymmetry = scaling.norms(jnp.stack([g - g.T, 2 * g]))
     short, rank, transform = compressed(pairs)
     noise = jnp.max(jnp.where(used | ~jnp.any(used), rounding(pairs), 0), initial=0)
     least_curvature = _least_curvature(*lax.stop_gradient((short, transform)), noise)
-    sizes_left_out = scaling.norms(short.grad_diffs) * scaling.reciprocal(
-        scaling.norms(short.steps)
-    )
-    leave_one_out = (
-        scaling.norm(left_out_errors(short, extrapolate=extrapolate)),
-        scaling.norm(sizes_left_out),
-    )
-    leave_one_out = jnp.where(jnp.any(used), scaling.ratio(*leave_one_out), 1)
-    everything = (pairs.steps, pairs.grad_diffs, hessian)
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(everything)]))
+    short_sizes = scaling.norms(structure.concatenate(short.steps, short.grad_diffs)).reshape(2, -1)
+    of_zero = short_sizes[1] * scaling.reciprocal(short_sizes[0])
+    left_out = jnp.stack([left_out_errors(short, extrapolate=extrapolate), of_zero])
+    leave_one_out = jnp.where(jnp.any(used), scaling.ratio(*scaling.norms(left_out)), 1)
+    finite = tall.finite((pairs.steps, pairs.grad_diffs, hessian))
     valid = scaling.nan_unless(finite, g.dtype)
     return Diagnosis(
-        secant_residual=_resolved_ratio(residual, _total_norm(slopes), len(g)) * valid,
-        asymmetry=_resolved_ratio(scaling.norm(g - g.T), 2 * scaling.norm(g), len(g)) * valid,
+        secant_residual=_resolved_ratio(*residual, len(g)) * valid,
+        asymmetry=_resolved_ratio(*asymmetry, len(g)) * valid,
         rank=rank,
         leave_one_out=leave_one_out * valid,
         rounding=noise,
@@ -139,10 +137,6 @@ def _least_curvature(short, transform, noise):
     noise = jnp.maximum(noise.astype(w.dtype), float(jnp.finfo(w.dtype).eps) ** 0.5)
     seen = images > noise * jnp.max(images)
     return jnp.min(jnp.where(seen, jnp.abs(w) / jnp.where(seen, images, 1), 1), initial=1)
-
-
-def _total_norm(rows):
-    return scaling.norm(scaling.norms(rows))
 
 
 def _resolved_ratio(a, b, n):
