@@ -6,8 +6,8 @@ prints all of them and writes the README's. What a cell says is computed from `r
 is written by hand.
 """
 
+import itertools
 import json
-import math
 import re
 from pathlib import Path
 
@@ -131,14 +131,10 @@ def training_time() -> str:
 def minibatches() -> str:
     """What equally many gradients of batches lead to."""
     networks = load()["minibatches"]["networks"]
-    best = {name: min(of["loss"] for of in n["methods"].values()) for name, n in networks.items()}
     rows = []
     for method in networks["CNN"]["methods"]:
-        row = [_code(method)]
-        for name, network in networks.items():
-            of = network["methods"][method]
-            row += _ended(of, of["loss"] == best[name])
-        rows.append(row)
+        ended = (_ended(network["methods"][method]) for network in networks.values())
+        rows.append([_code(method), *itertools.chain(*ended)])
     head = [""]
     for name, network in networks.items():
         head += [f"{name}, {network['parameters']:,} parameters: loss", "unseen digits", "rate"]
@@ -281,15 +277,14 @@ def _needed(found, best):
     return f"**{found[0]}**" if found[0] == best else found[0]
 
 
-def _ended(of, best):
+def _ended(of):
     """The loss with that of the best and the worst order, the accuracy and the rate."""
     loss, low, high = (_loss(x) for x in (of["loss"], of["losses"][0], of["losses"][-1]))
-    loss = f"**{loss}**" if best else loss
     return f"{loss} ({low} to {high})", f"{100 * of['accuracy']:.1f} %", f"{of['rate']:g}"
 
 
 def _loss(number):
-    return f"{number:.2g}" if math.isfinite(number) else "diverges"
+    return f"{number:.2g}" if number < 100 else "diverges"  # also infinity
 
 
 def _digits(number):
