@@ -58,8 +58,8 @@ def scale_by_secant(
     or are of a length that diverges. With the gradient function of its batch,
     `update(g, state, params, grad_fn=grad_fn)` takes the last point's gradient on that batch as
     well, one more gradient a step, and pairs are free of that noise; the gradient itself is not,
-    and steps along what bends little are still too long: networks need a `damping` as well, and
-    end at a higher loss than with Adam.
+    and steps along what bends little may still be too long: with batches of 32 two networks needed
+    a `damping` as well, and ended at a higher loss than with Adam.
 
     Args:
       memory_size: how many pairs are kept; the state has the memory of `2 memory_size + 2`
