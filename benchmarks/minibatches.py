@@ -2,8 +2,8 @@
 
     OPENBLAS_NUM_THREADS=1 python -m benchmarks.run --problems minibatches
 
-takes some twelve minutes, a third of it to compile. Two networks of other libraries learn digits from
-batches of 32. Every method has the same budget of gradients of one batch, all counted: those at the
+takes some twelve minutes, a third of it to compile. Two networks of other libraries learn digits
+from batches of 32. Every method has the same budget of gradients of one batch, all counted: those at the
 steps, of a batch that is taken a second time, for probes, and those that find their length.
 (L-BFGS with its line search is not here: a step took up to 0.8 s, where that of Adam takes 5 ms.)
 
@@ -265,12 +265,12 @@ def entry(ends: dict[float, list], seeds: int) -> dict:
 
 
 def minibatches(options: Options) -> dict:
-    """Both networks; in a quick run two methods, 40 gradients, one rate, one order of batches."""
+    """Both networks; in a quick run the CNN, two methods, one rate, 40 gradients of one order."""
     sizes = Sizes(40, 1, 1, 1) if options.quick else Sizes(BUDGET, SEEDS, RATES, MOST_RATES)
     names = options.methods or (tuple(METHODS)[::4] if options.quick else METHODS)
     methods = {name: METHODS[name] for name in METHODS if name in names}
     networks = {}
-    for network in NETWORKS:
+    for network in ("CNN",) if options.quick else NETWORKS:
         print(f"\n  {network}", flush=True)
         networks[network] = compare(network, methods, sizes)
     settings = {"batch": BATCH, "examples": TRAINING, **sizes._asdict()}
