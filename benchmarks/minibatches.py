@@ -3,8 +3,8 @@
     OPENBLAS_NUM_THREADS=1 python -m benchmarks.run --problems minibatches
 
 takes some twelve minutes, a third of it to compile. Two networks of other libraries learn digits
-from batches of 32. Every method has the same budget of gradients of one batch, all counted: those at the
-steps, of a batch that is taken a second time, for probes, and those that find their length.
+from batches of 32. Every method has the same budget of gradients of one batch, all counted: those
+at the steps, of a batch that is taken a second time, for probes, and those that find their length.
 (L-BFGS with its line search is not here: a step took up to 0.8 s, where that of Adam takes 5 ms.)
 
 Every method has the best of five learning rates or more, by half-decades, without a schedule: more
