@@ -6,7 +6,9 @@ prints all of them and writes the README's. What a cell says is computed from `r
 is written by hand.
 """
 
+import itertools
 import json
+import re
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -126,6 +128,19 @@ def training_time() -> str:
     return _markdown(("milliseconds", *map(_code, methods)), rows)
 
 
+def minibatches() -> str:
+    """What equally many gradients of batches lead to."""
+    networks = load()["minibatches"]["networks"]
+    rows = []
+    for method in networks["CNN"]["methods"]:
+        ended = (_ended(network["methods"][method]) for network in networks.values())
+        rows.append([_code(method), *itertools.chain(*ended)])
+    head = [""]
+    for name, network in networks.items():
+        head += [f"{name}, {network['parameters']:,} parameters: loss", "unseen digits", "rate"]
+    return _markdown(head, rows)
+
+
 def device() -> str:
     """On one GPU."""
     sections = load_device()["sections"]
@@ -175,6 +190,7 @@ TABLES = {
     "first-calls": first_calls,
     "training": training,
     "training-time": training_time,
+    "minibatches": minibatches,
     "device": device,
 }
 
@@ -261,12 +277,24 @@ def _needed(found, best):
     return f"**{found[0]}**" if found[0] == best else found[0]
 
 
+def _ended(of):
+    """The loss with that of the best and the worst order, the accuracy and the rate."""
+    loss, low, high = (_loss(x) for x in (of["loss"], of["losses"][0], of["losses"][-1]))
+    return f"{loss} ({low} to {high})", f"{100 * of['accuracy']:.1f} %", f"{of['rate']:g}"
+
+
+def _loss(number):
+    return f"{number:.2g}" if number < 100 else "diverges"  # also infinity
+
+
 def _digits(number):
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _code(method):
-    return method if method in ("Adam", "SGD, momentum 0.9") else f"`{method}`"
+    """A method's name, those of Python as code."""
+    parts = method.split(", ")
+    return ", ".join(f"`{x}`" if re.search("[a-z][._][a-z]", x) else x for x in parts)
 
 
 def _with_error(of):

@@ -55,11 +55,13 @@ def scale_by_secant(
     The length of a step is right only where the quadratic model is: use a line search, as in
     `secant_newton`, a learning rate, or `optax.clip_by_global_norm`.
 
-    **Mini-batches**: use `precondition_top_curvature` or another optimiser. Gradients of two
-    batches differ by their noise, however short the step; the curvature that shows is too large,
-    and the steps shrink until nothing moves. With the gradient function of its batch,
+    **Mini-batches**: use another optimiser. Gradients of two batches differ by their noise, however
+    short the step; the curvature that shows is too large, and the steps shrink until nothing moves,
+    or are of a length that diverges. With the gradient function of its batch,
     `update(g, state, params, grad_fn=grad_fn)` takes the last point's gradient on that batch as
-    well, one more gradient a step, and pairs are free of that noise; the gradient itself is not.
+    well, one more gradient a step, and pairs are free of that noise; the gradient itself is not,
+    and steps along what bends little may still be too long: with batches of 32 two networks needed
+    a `damping` as well, and ended at a higher loss than with Adam.
 
     Args:
       memory_size: how many pairs are kept; the state has the memory of `2 memory_size + 2`
@@ -144,7 +146,7 @@ def secant_newton(
         updates, state = opt.update(grad, state, params, value=value, grad=grad, value_fn=loss)
 
     With a learning rate, 1 or a little less, it is called as `optax.adam` is. It is for full
-    batches: for mini-batches see `precondition_top_curvature`.
+    batches: `scale_by_secant` says what mini-batches do to it.
 
     Args:
       learning_rate: a number, a schedule, or None for the line search.
@@ -229,7 +231,9 @@ def precondition_top_curvature(
 
     **Mini-batches**: the loss takes its batch from `curvature_args`, see the second example. The
     curvature of one batch stays in use for `every` updates: measure it on a batch that is larger
-    than those of the gradients, and give the Newton part a learning rate below 1.
+    than those of the gradients, and give the Newton part a learning rate far below 1. Two networks
+    with batches of 32 did best with 0.03 and `passes=1, every=100`, and no better than with the
+    inner optimiser alone: try that first.
 
     Args:
       inner: the optimiser for the complement, with its own learning rate, such as

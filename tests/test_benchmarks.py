@@ -178,6 +178,22 @@ def test_the_results_hold_every_table(name):
     assert "nan" not in "".join(lines)
 
 
+@pytest.mark.parametrize("network", ["CNN", "transformer"])
+def test_on_mini_batches_the_methods_end_where_the_pages_say(network):
+    found = tables.load(RESULTS)["minibatches"]["networks"][network]["methods"]
+    assert not any(of["rate_at_an_end"] for of in found.values())
+    assert (
+        7 <= round(found["secant_newton, grad_fn, damping 1"]["loss"] / found["Adam"]["loss"]) <= 9
+    )
+    for name in ("optax.lbfgs", "secant_newton", "secant_newton, grad_fn"):
+        assert found[name]["loss"] > 0.99 * np.log(10), "no better than guesses"
+    for inner in ("Adam", "SGD"):
+        ours = found[f"precondition_top_curvature, {inner}"]["losses"]
+        alone = found["Adam" if inner == "Adam" else "SGD, momentum 0.9"]["losses"]
+        assert ours[0] < alone[-1], "the ranges overlap"
+        assert alone[0] < ours[-1], "the ranges overlap"
+
+
 @pytest.mark.parametrize("name", plot.DRAWN)
 def test_the_results_hold_every_figure(name):
     figure = plot.DRAWN[name][0](tables.load(RESULTS))
