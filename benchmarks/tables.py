@@ -157,12 +157,12 @@ def device() -> str:
     return _markdown(("", "lowrank_jax", "beside it", ""), rows)
 
 
-def task(part: str) -> str:
+def task(part: str, judged: str = "error") -> str:
     """One task of `tasks`, known by a part of its cases' names: a row a tool, a column a case."""
     cases = {name: of for name, of in load()["tasks"]["cases"].items() if part in name}
     tools = dict.fromkeys(tool for case in cases.values() for tool in case["methods"])
     rows = [
-        (_tool(tool), *(_achieved(case["methods"].get(tool)) for case in cases.values()))
+        (_tool(tool), *(_achieved(case["methods"].get(tool), judged) for case in cases.values()))
         for tool in tools
         if tool != "gradient"
     ]
@@ -194,7 +194,7 @@ def scale_memory() -> str:
     parts |= {"temporaries": "what the fit needs beside them", "all": "together, without a vector"}
     rows = []
     for part, words in parts.items():
-        rows.append((words, *(f"{of['gigabytes'][part]:.2g} GB" for of in found.values())))
+        rows.append((words, *(f"{of['gigabytes'][part]:.3g} GB" for of in found.values())))
     return _markdown(("", *found), rows)
 
 
@@ -223,7 +223,7 @@ TABLES = {
     "tasks-trace": partial(task, ": trace"),
     "tasks-system": partial(task, ": system"),
     "tasks-minimum": partial(task, ": minimum"),
-    "tasks-mass": partial(task, "mass matrix"),
+    "tasks-mass": partial(task, "mass matrix", "condition"),
     "tasks-update": partial(task, "updates"),
     "scale": scale,
     "scale-memory": scale_memory,
@@ -313,16 +313,20 @@ def _task_column(case):
 
 def _tool(name):
     """The name with what is code in it as such."""
-    names = r"\b(lowrank_\w+|secant_newton|optax\.lbfgs|eigsh|cg|fit|estimate)\b"
-    return re.sub(names, r"`\1`", name)
+    names = r"\b(lowrank_\w+|secant_newton|optax\.lbfgs|eigsh|cg|estimate|fit)\b(\(base=\))?"
+    return re.sub(names, r"`\g<0>`", name)
 
 
-def _achieved(of):
+def _achieved(of, judged):
     """Time, evaluations and error of a tool."""
     if of is None:
         return "-"
     counts = [f"{of[kind]:.0f} {kind}" for kind in ("gradients", "products") if of.get(kind)]
-    return ", ".join([_time(of), *counts, f"error {of['error']:.2g}"])
+    return ", ".join([_time(of), *counts, f"{judged} {_significant(of['error'])}"])
+
+
+def _significant(number):
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
 
 
 def _scale_row(name, dim, of, note):
