@@ -9,6 +9,7 @@ is written by hand.
 import itertools
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -170,6 +171,47 @@ def device() -> str:
     return _markdown(("", "lowrank_jax", "beside it", ""), rows)
 
 
+def task(part: str, judged: str = "error") -> str:
+    """One task of `tasks`, known by a part of its cases' names: a row a tool, a column a case."""
+    cases = {name: of for name, of in load()["tasks"]["cases"].items() if part in name}
+    tools = dict.fromkeys(tool for case in cases.values() for tool in case["methods"])
+    rows = [
+        (_tool(tool), *(_achieved(case["methods"].get(tool), judged) for case in cases.values()))
+        for tool in tools
+        if tool != "gradient"
+    ]
+    return _markdown(("", *map(_task_column, cases)), rows)
+
+
+def scale() -> str:
+    """What was run with long vectors."""
+    found = load()["scale"]
+    alone, devices, processes = (found[of] for of in ("one device", "8 devices", "4 processes"))
+    written, read = processes["write"], processes["read by 2"]
+    held = f"{alone['peak_bytes'] / 1e9:.1f} GB held at most"
+    return _markdown(
+        ("", "numbers", "compilation", "a fit", ""),
+        [
+            _scale_row("one device", alone["dim"], alone, held),
+            _scale_row("8 devices of one process", devices["dim"], devices, ""),
+            _scale_row("4 processes", processes["dim"], written, _checkpoint("written", written)),
+            ("2 processes, the same operator", f"{processes['dim']:,}", "-", "-",
+             _checkpoint("read", read)),
+        ],
+    )  # fmt: skip
+
+
+def scale_memory() -> str:
+    """What a device of a pod holds, by the compiled programs."""
+    found = load()["scale"]["arithmetic"]["dtypes"]
+    parts = {"vector": "a vector", "pairs": "8 pairs", "factors": "16 factors"}
+    parts |= {"temporaries": "what the fit needs beside them", "all": "together, without a vector"}
+    rows = []
+    for part, words in parts.items():
+        rows.append((words, *(f"{of['gigabytes'][part]:.3g} GB" for of in found.values())))
+    return _markdown(("", *found), rows)
+
+
 def device_checks() -> tuple[int, int]:
     """How many of a device's checks hold, of how many that have a bound."""
     checks = [c for s in load_device()["sections"].values() for c in s["checks"]]
@@ -192,6 +234,14 @@ TABLES = {
     "training-time": training_time,
     "minibatches": minibatches,
     "device": device,
+    "tasks-eigenvalues": partial(task, "leading eigenvalues"),
+    "tasks-trace": partial(task, ": trace"),
+    "tasks-system": partial(task, ": system"),
+    "tasks-minimum": partial(task, ": minimum"),
+    "tasks-mass": partial(task, "mass matrix", "condition"),
+    "tasks-update": partial(task, "updates"),
+    "scale": scale,
+    "scale-memory": scale_memory,
 }
 
 
@@ -268,6 +318,38 @@ def _input_rows(cases):
             beside += f"; best of rank 16: {case['best_of_rank_16']:.3f}"
             title = f"Hessians in 64 pixels, {label}, {words}"
             yield title, _with_error(ours), beside, _ratio(dense, ours)
+
+
+def _task_column(case):
+    """The network, or how many draws or updates."""
+    network, _, task = case.partition(": ")
+    return network if task else re.search(r"\d+ (draws|updates)", case)[0]
+
+
+def _tool(name):
+    """The name with what is code in it as such."""
+    names = r"\b(lowrank_\w+|secant_newton|optax\.lbfgs|eigsh|cg|estimate|fit)\b(\(base=\))?"
+    return re.sub(names, r"`\g<0>`", name)
+
+
+def _achieved(of, judged):
+    """Time, evaluations and error of a tool."""
+    if of is None:
+        return "-"
+    counts = [f"{of[kind]:.0f} {kind}" for kind in ("gradients", "products") if of.get(kind)]
+    return ", ".join([_time(of), *counts, f"{judged} {_significant(of['error'])}"])
+
+
+def _significant(number):
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
+
+
+def _scale_row(name, dim, of, note):
+    return name, f"{dim:,}", f"{of['compile_seconds']:.2g} s", f"{of['seconds']:.2g} s", note
+
+
+def _checkpoint(verb, of):
+    return f"checkpoint {verb} in {of['checkpoint_seconds']:.2g} s"
 
 
 def _needed(found, best):

@@ -5,7 +5,7 @@
 A problem is a few choices, and numbers from a seed; several seeds share the shapes of one
 compilation. What fails is made simpler, one choice at a time, for as long as it fails, and
 printed as the options that repeat it. Before that: thousands of calls that may not grow, and
-a hundred runs of the batched programs that may not hang.
+a hundred runs of the batched programs that may not hang; `--minutes 0` is these alone.
 """
 
 import argparse
