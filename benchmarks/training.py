@@ -33,6 +33,7 @@ RATES = [10 ** (k / 2) for k in range(-8, 1)]
 BUDGET, REPEATS, CHUNK, POINTS = 2000, 5, 100, 60
 MEMORY = 20  # pairs, of optax.lbfgs and of secant_newton
 PROBES, PASSES, EVERY = 10, 2, 100  # of precondition_top_curvature
+FINDING = 6 + 4 * PASSES  # gradients that find the length of its first steps, at most
 
 
 class Problem(NamedTuple):
@@ -130,7 +131,8 @@ def _top_curvature(loss, rate):
 
 
 def _probed(state):
-    return 1 + jnp.where((state.count - 1) % EVERY == 0, PROBES * PASSES + 1, 0)
+    first, due = state.count == 1, (state.count - 1) % EVERY == 0
+    return 1 + jnp.where(due, PROBES * PASSES + 1, 0) + jnp.where(first, FINDING, 0)
 
 
 METHODS = {

@@ -117,12 +117,10 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
 
     def round_(state):
         _, combine, inner, kept, _ = state
-        combine = _pivoted_cholesky(combine, inner, kept)
+        combine, kept = _pivoted_cholesky(combine, inner, kept, noise)
         inner = measure(combine)
-        seen = diagonal(inner) > 4 * noise**2 * jnp.sum(combine * combine, axis=1)
         off = jnp.where(kept[:, None] & kept[None, :], inner - eye, 0)
-        settled = (jnp.sum(off * off) < 1 / 16) & jnp.all(seen | ~kept)
-        return settled, combine, inner, kept & seen, off
+        return jnp.sum(off * off) < 1 / 16, combine, inner, kept, off
 
     inner = inner * jnp.outer(fixed_unit, fixed_unit)
     no, identity = xla.vary_like(jnp.array(False), inner), xla.vary_like(eye, inner)
@@ -146,36 +144,42 @@ def rounding_of_rows(n: int, dtype: jnp.dtype, eps: float) -> float:
     return 1.2 * math.sqrt(n) * own + (eps / 2 if eps > own else 0)
 
 
-def _pivoted_cholesky(combine, inner, kept):
+def _pivoted_cholesky(combine, inner, kept, noise):
     """One round: combinations of the rows with Gram matrix `inner`, orthonormal where it can tell.
 
     Gram-Schmidt on `[G | T]`, the longest row first, and of two that are about as long the first
-    one: rounding is not to choose the basis, which is that of the next probes. A row that is
-    not kept is a combination t that vanishes: all others, those that were taken too, lose
-    their part along t, which changes no row of `T U`.
+    one: rounding is not to choose the basis, which is that of the next probes. Of a row that is
+    left too short for G to tell, what is left is only lifted. Where G can tell that it is no longer
+    than its noise, it vanishes: it is a combination t along which all others, those that were
+    taken too, lose their part, which changes no row of `T U`. (Its length before the others'
+    parts are taken off says nothing: they were known to it only as well as G was.)
     """
     n = len(inner)
     info = jnp.finfo(inner.dtype)
     inner = jnp.where(kept[:, None] & kept[None, :], inner, 0)
 
     def step(_, state):
-        rows, free = state
+        rows, free, kept = state
         order = jnp.arange(n)
         lengths = (1 - order.astype(inner.dtype) / (2 * n)) * rows.reshape(-1)[:: 2 * n + 1]
         i = jnp.argmax(jnp.where(free, lengths, -1))
-        short = jnp.where(
-            kept[i], 4 * n * info.eps * inner[i, i], info.tiny
-        )  # 0, as far as G tells
-        beside = jnp.where(free & (rows[i, i] > short), rows[i, :n], 0)  # 0: it is only lifted
-        beside = jnp.where(kept[i], beside, product(rows[:, n:], rows[i, n:]))
-        square = jnp.maximum(jnp.where(kept[i], rows[i, i], beside[i]), short)
-        own = jnp.where(kept[i], 1 - lax.rsqrt(square), 0)
+        row, square = rows[i], rows[i, i]
+        size = jnp.sum(row[n:] ** 2)
+        short, least = 4 * n * info.eps * inner[i, i], 4 * noise**2 * size
+        gone = ~kept[i] | (jnp.maximum(square, short) <= least)
+        row = jnp.where(gone & (jnp.arange(2 * n) < n), 0, row)
+        beside = jnp.where(gone, product(rows[:, n:], row[n:]), rows[i, :n])
+        beside = jnp.where(gone | (free & (square > short)), beside, 0)  # 0: it is only lifted
+        square = jnp.maximum(jnp.where(gone, size, jnp.maximum(square, short)), info.tiny)
+        own = jnp.where(gone, 0, 1 - lax.rsqrt(square))
         along = jnp.where(order == i, own, beside / square)
-        return rows - along[:, None] * rows[i][None, :], free & (order != i)
+        rows = rows - along[:, None] * row[None, :]
+        return rows, free & (order != i), kept & ((order != i) | ~gone)
 
     free = xla.vary_like(jnp.ones(n, bool), inner)
-    start = jnp.concatenate([inner, combine], axis=1), free
-    return lax.fori_loop(0, n, step, start)[0][:, n:]
+    start = jnp.concatenate([inner, combine], axis=1), free, kept
+    rows, _, kept = lax.fori_loop(0, n, step, start)
+    return rows[:, n:], kept
 
 
 def _truncated(rows, scale, unit, combine, off, kept, rtol):

@@ -73,8 +73,8 @@ def _eigh_jvp(primals, tangents):
 def inverse_root(e: jax.Array) -> jax.Array:
     """V with `(I + V) (I + E) (I + V)^T = I` for a symmetric E of norm below 1/4.
 
-    Newton's iteration from V = 0: what is left, `L = (I + V) (I + E) (I + V)^T - I`, is taken off by
-    its half, which leaves -3 L^2 / 4, until that is rounding. With W = I + V
+    Newton's iteration from V = 0: half of what is left, `(I + V) (I + E) (I + V)^T - I = F`, is
+    taken off, which leaves -3 F^2 / 4, until that is rounding. With W = I + V
     and L(.) for the lower triangle and half of the diagonal, `dV = -L(W dE W^T) W` gives
     W (I + E) W^T no derivative, of any order: it is that of a Cholesky factor, so that second
     ones commute. Where a row of E is zero, so is that of V.
