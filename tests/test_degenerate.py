@@ -72,6 +72,31 @@ def test_a_coordinate_that_is_rounding_is_no_step_of_many_pairs(rng):
     assert reference.relative_error(found, reference.fit(s, y, 2 / 3, rank=2, eps=2**-23)) < 1e-4
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "k", "condition"), [(60, 20, 30), (40, 30, 10)])
+def test_many_ill_conditioned_steps_in_few_coordinates_tell_all_of_these(
+    rng, n, k, condition, dtype
+):
+    """As of the weights behind few live units, or where draws are more than dimensions."""
+    sizes = np.pad(np.geomspace(1, 1 / condition, k), (0, 10))
+    s = np.pad(rng.normal(size=(40, n, k)), ((0, 0), (0, 0), (0, 10))) * sizes
+    s, curvatures = s.astype(dtype), np.pad(sizes[:k] ** -2, (0, 10)).astype(dtype)
+    found = gradients_and_operators(s, s * curvatures)[1]
+    errors = [reference.relative_error(h, np.diag(curvatures)) for h in found]
+    assert np.max(errors) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_more_draws_than_dimensions_are_diagnosed(rng, dtype):
+    sizes = np.geomspace(1, 1 / 30, 20)
+    for s in (rng.normal(size=(5, 60, 20)) * sizes).astype(dtype):
+        pairs = s, s * (sizes**-2).astype(dtype)
+        report = lrj.diagnose(lrj.fit(pairs), pairs)
+        assert report.rank == 20
+        assert report.leave_one_out < TOLERANCE[dtype]
+        assert np.isfinite(lrj.choose_shift(pairs))
+
+
 @pytest.mark.parametrize(
     ("eps", "apart", "rank"),
     [(2**-23, 2**-23, 3), (2**-23, 4 * 2**-23, 4), (2**-7, 2**-7, 3), (2**-7, 2**-5, 4)],
