@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -214,3 +215,33 @@ def test_a_point_may_be_closed_over_or_passed(axis_type):
         passed = jax.jit(lambda x, key: lrj.lowrank_hessian(loss, 2)(x, key=key).to_dense())(x, key)
     for found in (closed, passed):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def _pairs(x, key):
+    return lrj.lowrank_hessian(loss, 4, return_pairs=True)(x, key=key)
+
+
+def _trace(x, key):
+    return lrj.estimate(lrj.hvp(loss), _pairs(x, key)[0], 4)(x, key=key).trace()
+
+
+AT_A_POINT = {
+    "ritz_pairs": lambda x, key: lrj.ritz_pairs(_pairs(x, key)[1]).values,
+    "top_eigenpair": lambda x, key: lrj.top_eigenpair(loss)(x, key=key)[1],
+    "diagnose": lambda x, key: lrj.diagnose(*_pairs(x, key)).leave_one_out,
+    "choose_shift": lambda x, key: lrj.choose_shift(_pairs(x, key)[1]),
+    "estimate": lambda x, key: lrj.estimate(lrj.hvp(loss), _pairs(x, key)[0], 4)(
+        x, key=key
+    ).trace(),
+}
+
+
+@pytest.mark.parametrize("name", AT_A_POINT)
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+def test_at_a_sharded_point_the_answers_are_those_on_one_device(name, axis_type):
+    mesh, v, key = on(8, axis_type), np.linspace(0, 1, DIM), jax.random.key(0)
+    expected = AT_A_POINT[name](v, key)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(v, NamedSharding(mesh, P("d")))
+        for call in (AT_A_POINT[name], jax.jit(AT_A_POINT[name])):
+            chex.assert_trees_all_close(call(x, key), expected, rtol=1e-5, atol=1e-5)

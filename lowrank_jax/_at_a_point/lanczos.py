@@ -199,7 +199,13 @@ def random_unit_vector(key, like):
 @jax.jit
 def signed(vector, by):
     """The vector, or minus it where the entry of `by` of largest magnitude is negative."""
-    flat = [leaf.ravel() for leaf in jax.tree.leaves(by) if leaf.size]
-    entries = jnp.stack([leaf[jnp.argmax(jnp.abs(leaf))] for leaf in flat])
+    entries = jnp.stack([_largest_entry(leaf) for leaf in jax.tree.leaves(by) if leaf.size])
     entry = entries[jnp.argmax(jnp.abs(entries))]
     return tall.times(jnp.where(entry < 0, -1, 1).astype(entry.dtype), vector)
+
+
+def _largest_entry(x):
+    """The first entry of largest magnitude; not by its place, which may be on any device."""
+    high, low = jnp.max(x), jnp.min(x)
+    before = (high == -low) & (jnp.argmax(x) < jnp.argmin(x))
+    return jnp.where((high > -low) | before, high, low)

@@ -123,4 +123,5 @@ def _rows_like(rows, vector):
 
 
 def _padded(x, n, fill):
-    return jnp.concatenate([x, jnp.full((n - len(x), *x.shape[1:]), fill, x.dtype)])
+    more = [(0, n - len(x))] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, more, constant_values=jnp.asarray(fill, x.dtype))
