@@ -30,7 +30,7 @@ def gradient_difference(
     `(g(x + h v) - g(x - h v)) / 2h`.
 
     By default the length of the step is measured along v, where noise and truncation are balanced,
-    whatever the scales of x, f and H: see the module `steps`. That takes nine gradients more, twice
+    whatever the scales of x, f and H. That takes nine gradients more, twice
     as many with `central`; where nothing is traced often fewer. The difference is divided by the
     step that was really taken, `(x + h v) - x`.
 

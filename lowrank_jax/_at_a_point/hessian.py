@@ -41,14 +41,14 @@ def lowrank_hessian(
     probes a pass run in parallel.
 
     The steps of a pass have the length `step`; by default it is measured along the first of them,
-    where the noise of the gradients and truncation are balanced, see the module `steps`. The last
-    comparison is an estimate of the error, `pairs.rounding`: the relative error of the pairs
-    of each pass, beside the largest slope, or what of it contradicts symmetry, if that is more.
-    Where it is above 0.1, no step is good, as at a kink,
-    with noise or in half precision: `extrapolate=0` loses least then; what helps is exact products
-    (`lowrank_from_product`), or a `step` as long as what is of interest.
-    A caller who asks again gives the `step` that was found, the norm of one of `pairs.steps`; this
-    costs `probes * passes + 1` gradients, and nothing is estimated.
+    where the noise of the gradients and truncation are balanced. `pairs.rounding` is an estimate of
+    the error of each pass relative to the largest curvature: how far two lengths of the step
+    disagree, or how far the pairs are from symmetric, whichever is more. Where it is above 0.1, no
+    step is good, as at a kink, with noise or in half precision. Exact products help then
+    (`lowrank_from_product`), or a `step` as long as what is of interest; without either,
+    `extrapolate=0` loses least. A caller who asks again gives the `step` that was found, the norm
+    of one of `pairs.steps`: that costs `probes * passes + 1` gradients. With a `step` nothing is
+    measured: `rounding` is then that of the numbers alone, and sees neither kinks nor noise.
 
     Args:
       loss: a scalar function; it is differentiated once, in argument `argnums`.

@@ -27,9 +27,9 @@ class Diagnosis(NamedTuple):
         where none has); near 1 it carries only noise.
       finite: whether all numbers of the pairs and of the operator are finite.
       least_curvature: the least `|v^T H v| / |H v|` of the eigenvectors v of H within the span
-        of the steps; in [0, 1]. 0 where the pairs show how H turns a step and nothing of
-        its curvature, as diag(1, -1) does with (1, 1); below sqrt(eps) no fit extrapolates there.
-        Vectors of which H makes next to nothing, or only noise, do not count.
+        of the steps; in [0, 1]. Near 0 the image H v of a step was seen, but hardly any curvature
+        along v, as of (1, 1) with H = diag(1, -1): below sqrt(eps) no fit extrapolates along v.
+        Vectors whose image is next to nothing, or only noise, do not count.
     """
 
     secant_residual: jax.Array

@@ -68,8 +68,8 @@ def fit(
     """Fits the symmetric operator of rank at most 2n to the secant equations `H s_i = y_i`.
 
     Consistent pairs are satisfied exactly at any `extrapolate`. Inconsistent ones
-    (a loss that is not quadratic on the cloud) are met in the least-squares sense of
-    this module's text: in whitened steps, so that mixing the pairs changes nothing.
+    (a loss that is not quadratic on the cloud) are met by least squares in an orthonormal basis
+    of the steps, so that mixing the pairs changes nothing.
     Pairs may be dependent, repeated, zero, or more than D; a non-finite entry makes
     the whole operator NaN.
 
@@ -96,11 +96,11 @@ def fit(
       pairs: steps (n, ...) and gradient differences (n, ...), pytrees of one structure, as
         `SecantPairs` or a plain tuple.
         bfloat16 and float16 are computed in float32.
-      base: what is known of H, and changed as little as the pairs ask for: H is the base B plus the
+      base: what is known of H, and changed as the pairs ask for: H is the base B plus the
         fit to `(S, Y - S B)`. A number or a vector stand for diagonal matrices, a bulk of equal
-        eigenvalues or prior precisions; an operator is a Hessian to be updated. At
-        `extrapolate=0` this is the multisecant Powell-symmetric-Broyden update of B, at 1
-        block SR1. See `choose_shift`.
+        eigenvalues or prior precisions; an operator is a Hessian to be updated, a dense A in D
+        dimensions as `SymmetricLowRank(jnp.eye(D), A)`. At `extrapolate=0` this is the multisecant
+        Powell-symmetric-Broyden update of B, the least change, at 1 block SR1. See `choose_shift`.
       weights: (n,), how much each pair counts where they contradict each other, on any scale: for
         noise, one over its variance; for age, powers of a number below 1. A weight of 0 drops its
         pair; on consistent pairs positive ones change nothing. None weighs all alike.

@@ -192,7 +192,7 @@ def secant_pairs(
       argnums: the argument that is a stack of points, or a tuple of such
         arguments; the others are shared by all points.
       has_aux: the loss returns `(value, aux)`.
-      pairing: a function of `(points, grads)`, see this module.
+      pairing: a function of `(points, grads)`: `centered`, `from_first`, `anchored`, `successive`.
       batch_size: how many gradients are computed at once, as in `jax.lax.map`;
         None computes all at once by `jax.vmap`.
 

@@ -67,7 +67,7 @@ def choose_shift(
     around another number than 0: a fit without a base takes what the pairs do not show for
     0. Tried are 0, 1/4, 1/2, 3/4 and 1 times the median of the curvatures
     `<s_i, y_i> / |s_i|^2`, and the least, the middle and the largest eigenvalue of H within the
-    span of the steps: the middle one is a bulk's where outliers are few.
+    span of the steps. Where most eigenvalues of H are nearly alike, the middle one is theirs.
     Chosen as `choose_extrapolation` does.
     With four pairs or fewer, or the steps of an optimiser, the pairs left out say little of that.
 
@@ -127,8 +127,9 @@ def choose_rtol(
 ) -> jax.Array:
     """Chooses the `rtol` in {0, 1e-3, 1e-2, 0.1, 0.3} that predicts each pair best from the others.
 
-    For noisy gradients, as those of mini-batches are: a direction in which the steps hardly
-    differ carries little but noise, and a fit without it is better. A scalar for
+    For noisy gradients along a trajectory, as `history` keeps them: a direction in which the steps
+    hardly differ carries little but noise, and a fit without it is better. Of the steps of
+    `lowrank_hessian`, which are orthogonal, there is none to leave out. A scalar for
     `fit(pairs, rtol=choose_rtol(pairs))`, chosen as `choose_extrapolation` does.
 
     Args:

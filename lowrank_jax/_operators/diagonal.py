@@ -170,8 +170,9 @@ class DiagonalPlusLowRank:
     def logdet(self, damping: Scalar | Vector = 0) -> jax.Array:
         """Computes `log det (A + diag(damping)) = sum log d + log det (I + G K)`.
 
-        NaN where it is not positive definite, or `d + damping` is not positive; see
-        `SymmetricLowRank.logdet` for what helps. The same errors as `solve`.
+        NaN where it is not positive definite, or `d + damping` is not positive. What helps is a
+        larger damping, or d and the positive part of the rest,
+        `A.low_rank.positive_part().plus_diagonal(d)`. The same errors as `solve`.
         """
         return _logdet(self._damped(damping))
 

@@ -86,38 +86,48 @@ def direction(
     """
     s, y, g = structure.widen((steps, grad_diffs, grad))
     s, y, g = map(structure.pack, (s, y, jax.tree.map(lambda x: x[None], g)))
-    pair = [jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, newest, 1), x) for x in (s, y)]
-    new = jax.tree.map(lambda *x: jnp.concatenate(x), *pair, g)  # three rows
-    largest = scaling.max_abs(new)
-    scale = jnp.where(largest > 0, 1 / scaling.power_of_two(largest), 0)
-    n, dtype = structure.length(s), scale.dtype
-    places = newest + jnp.array([0, n], newest.dtype)
-    at = places[:, None] == jnp.arange(2 * n, dtype=newest.dtype)[None, :]
-    scales = jnp.where(at[0], scale[0], jnp.where(at[1], scale[1], products.scales))
-    along = xla.blockwise_sum(_along, (scales, scale), s, y, new)
-    gram = products.gram
-    for i in range(2):
-        gram = jnp.where(at[i][:, None], along[None, : 2 * n, i], gram)
-        gram = jnp.where(at[i][None, :], along[: 2 * n, i][:, None], gram)
-
+    products, with_g, square, per_g = _with_newest(products, s, y, g, newest)
+    scales, gram = products
+    n, dtype = len(scales) // 2, scales.dtype
     # Y is taken in a unit and to the scale of its steps: tiny steps have tiny differences.
     ratios = scales[:n] * scaling.reciprocal(scales[n:])
     peak = jnp.max(ratios)
     unit = jnp.where(peak > 0, peak, 1) * scaling.nan_unless(jnp.isfinite(peak), dtype)
     factors = jnp.concatenate([jnp.ones_like(ratios), ratios / unit])
-    per_g = scaling.reciprocal(scale[2]) / unit
-    order = (newest - jnp.arange(n, dtype=newest.dtype)) % n
-    order = jnp.concatenate([order, n + order])
-    ordered = (gram * factors[:, None] * factors[None, :])[order][:, order]
-    with_g = (along[: 2 * n, 2] * factors)[order] * per_g
-    first = jnp.maximum(scaling.safe_sqrt(along[2 * n + 2, 2]) * per_g, 1 / unit)
+    first = jnp.maximum(scaling.safe_sqrt(square) / per_g, 1) / unit
     fixed = None if damping is None else jnp.asarray(damping, dtype) / unit
-    of_pairs, of_grad = _solved(ordered, with_g, first, fixed)
-    of_pairs = of_pairs[order] * factors  # this order is its own inverse
+    order = (newest - jnp.arange(n, dtype=newest.dtype)) % n  # newest first; its own inverse
+    order = jnp.concatenate([order, n + order])
+    gram = (gram * factors[:, None] * factors[None, :])[order][:, order]
+    with_g = (with_g * factors)[order] / per_g / unit
+    of_pairs, of_grad = _solved(gram, with_g, first, fixed)
+    of_pairs = of_pairs[order] * factors
     found = xla.blockwise_map(_combined, (scales, of_pairs, of_grad / unit), s, y, g)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), grad)
     found = structure.cast_like(structure.row_of(structure.unpack(found, like)), grad)
-    return found, Products(scales, gram)
+    return found, products
+
+
+def _with_newest(products, s, y, g, newest):
+    """The products with the newest pair, and those of all rows with g and of g with itself.
+
+    The last two are of g times a power of two, which is the last result; 1 for g = 0.
+    """
+    n = len(products.scales) // 2
+    pair = [jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, newest, 1), x) for x in (s, y)]
+    new = jax.tree.map(lambda *x: jnp.concatenate(x), *pair, g)  # three rows
+    largest = scaling.max_abs(new)
+    scale = jnp.where(largest > 0, 1 / scaling.power_of_two(largest), 0)
+    places = newest + jnp.array([0, n], newest.dtype)
+    at = places[:, None] == jnp.arange(2 * n, dtype=newest.dtype)[None, :]
+    scales = jnp.where(at[0], scale[0], jnp.where(at[1], scale[1], products.scales))
+    along = xla.blockwise_sum(_along, (scales, scale), s, y, new)
+    gram, of_rows = products.gram, along[: 2 * n]
+    for i in range(2):
+        gram = jnp.where(at[i][:, None], of_rows[None, :, i], gram)
+        gram = jnp.where(at[i][None, :], of_rows[:, None, i], gram)
+    per_g = jnp.where(scale[2] > 0, scale[2], 1)
+    return Products(scales, gram), of_rows[:, 2], along[2 * n + 2, 2], per_g
 
 
 def _along(small, s, y, new):
