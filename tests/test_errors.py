@@ -103,6 +103,11 @@ CASES = {
         TypeError,
         "points must be an array, got str",
     ),
+    "a dense matrix for a base": (
+        lambda: lrj.fit(PAIRS, base=np.eye(4)),
+        ValueError,
+        r"base must be a number or a vector, got a matrix .*SymmetricLowRank\(jnp.eye",
+    ),
     "sets of pairs that do not fit": (
         lambda: lrj.concatenate(PAIRS, lrj.SecantPairs(ONES[:, :2], ONES[:, :2])),
         ValueError,

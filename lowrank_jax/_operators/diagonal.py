@@ -293,7 +293,12 @@ def _diagonal(d, h, name):
     if jax.tree.structure(d) == jax.tree.structure(0) and jnp.ndim(d) == 0:
         checks.scalar(d, name)
         return jnp.asarray(d, dtype)
-    d = checks.vector(d, name)
+    d, size = checks.vector(d, name), structure.size(structure.row(h.factors))
+    if size > 1 and getattr(d, "shape", None) == (size, size):
+        raise ValueError(
+            f"{name} must be a number or a vector, got a matrix of shape {d.shape}: "
+            "as an operator that is SymmetricLowRank(jnp.eye(len(a)), a)"
+        )
     checks.like(d, name, h.factors, "a factor of the operator", pattern_lead=1)
     return jax.tree.map(lambda x: x.astype(dtype), d)
 
