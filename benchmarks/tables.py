@@ -129,6 +129,17 @@ def training_time() -> str:
     return _markdown(("milliseconds", *map(_code, methods)), rows)
 
 
+def optimisers() -> str:
+    """What an optimiser's own step costs."""
+    rows = []
+    for name, of in load()["optimisers"]["seconds"].items():
+        what = "to compile it with its line search, a transformer of 29 leaves"
+        name = what if name == "compile" else re.sub("[0-9]+", lambda n: f"{int(n[0]):,}", name)
+        taken = (_duration(of[method]) for method in ("optax.lbfgs", "secant_newton"))
+        rows.append((name, *taken, f"{of['ratio']:.2g} times"))
+    return _markdown(("", "`optax.lbfgs`", "`secant_newton`", ""), rows)
+
+
 def minibatches() -> str:
     """What equally many gradients of batches lead to."""
     networks = load()["minibatches"]["networks"]
@@ -232,6 +243,7 @@ TABLES = {
     "first-calls": first_calls,
     "training": training,
     "training-time": training_time,
+    "optimisers": optimisers,
     "minibatches": minibatches,
     "device": device,
     "tasks-eigenvalues": partial(task, "leading eigenvalues"),
@@ -384,7 +396,12 @@ def _with_error(of):
 
 
 def _time(of):
-    seconds = of["seconds"]
+    return _duration(of["seconds"])
+
+
+def _duration(seconds):
+    if seconds < 1e-4:
+        return f"{1e6 * seconds:.2g} µs"
     return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.2g} s"
 
 
