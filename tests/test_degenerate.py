@@ -89,12 +89,12 @@ def test_many_ill_conditioned_steps_in_few_coordinates_tell_all_of_these(
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_more_draws_than_dimensions_are_diagnosed(rng, dtype):
     sizes = np.geomspace(1, 1 / 30, 20)
-    for s in (rng.normal(size=(5, 60, 20)) * sizes).astype(dtype):
+    for s in (rng.normal(size=(5, 40, 20)) * sizes).astype(dtype):
         pairs = s, s * (sizes**-2).astype(dtype)
         report = lrj.diagnose(lrj.fit(pairs), pairs)
         assert report.rank == 20
         assert report.leave_one_out < TOLERANCE[dtype]
-        assert np.isfinite(lrj.choose_shift(pairs))
+    assert np.isfinite(lrj.choose_shift(pairs))
 
 
 @pytest.mark.parametrize(
