@@ -186,9 +186,9 @@ def _errors(methods, title):
 
 def _draw_errors(ax, methods):
     """Every setting a dot, a line through those that no quicker one beats, its name beside it."""
-    families = {"lowrank": ("lowrank_jax", OURS, "o-", 0, (-4, 10), "left")}
+    families = {"lowrank": ("lowrank_jax", OURS, "o-", -1, (6, -22), "right")}
     families["lanczos"] = ("matfree's Lanczos", PEER, "s--", 0, (0, 10), "left")
-    families["eigsh"] = ("SciPy's eigsh", OTHER, "^:", 1, (12, 6), "left")
+    families["eigsh"] = ("SciPy's eigsh", OTHER, "^:", 0, (12, -4), "left")
     for prefix, (name, color, style, near, offset, side) in families.items():
         found = [of for method, of in methods.items() if method.startswith(prefix)]
         points = [(of["times_gradient"], of["error"]) for of in found]
@@ -196,7 +196,7 @@ def _draw_errors(ax, methods):
         best = _frontier(points)
         ax.plot(*zip(*best, strict=True), style, color=color, lw=2.5, ms=8)
         text = {"color": color, "fontweight": "bold", "ha": side, "textcoords": "offset points"}
-        ax.annotate(name, best[min(near, len(best) - 1)], offset, **text)
+        ax.annotate(name, best[near], offset, **text)
     ax.set(xscale="log", yscale="log", xlabel="time, in gradients")
     ax.set_ylabel("relative error of $H_r$")
     times, errors = (10, 15, 20, 30, 50, 70, 100, 150, 200), (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
