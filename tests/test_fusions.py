@@ -56,6 +56,6 @@ def test_a_leaf_costs_two_operations_at_most(counts, name):
     assert few <= counts[f"{name}, 32, None"] + 2 * 20
 
 
-@pytest.mark.parametrize(("name", "measured"), [("fit", 82), ("diagnose", 285)])
+@pytest.mark.parametrize(("name", "measured"), [("fit", 82), ("diagnose", 290)])
 def test_of_clouds_programs_are_not_larger_than_they_were(counts, name, measured):
     assert counts[name] <= ROOM * measured

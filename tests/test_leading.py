@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lowrank_jax as lrj
+from lowrank_jax._at_a_point.lanczos import signed
 from tests import reference
 
 KEY = jax.random.key(1)
@@ -209,6 +210,12 @@ def quartic(x, h):
 def pair_and_vjp(x, h, bars):
     pair, pull = jax.vjp(lambda x, h: lrj.top_eigenpair(quartic)(x, h, key=KEY)[:2], x, h)
     return pair, pull(bars)
+
+
+@pytest.mark.parametrize("v", [[1.0, -1.0], [-1.0, 1.0], [0.5, -2.0], [-2.0, 1.0]])
+def test_the_sign_of_a_vector_is_that_of_its_first_largest_entry(v):
+    v = np.array(v)
+    np.testing.assert_array_equal(signed(v, v), v * np.sign(v[np.argmax(np.abs(v))]))
 
 
 def test_the_top_eigenpair_is_the_largest_in_magnitude_at_either_end(rng):

@@ -153,7 +153,7 @@ def test_steps_and_gradients_of_zero_and_a_linear_loss_keep_everything_finite(rn
         np.testing.assert_array_equal(zero, 0)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_gradient_that_is_not_finite_gives_no_step_and_no_pair(rng, bad):
     a = spectrum(rng, np.linspace(1, 5, DIM))
     opt = optim.secant_newton(1.0, memory_size=N)

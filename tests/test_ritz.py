@@ -27,6 +27,7 @@ def test_every_interval_of_consistent_pairs_holds_an_eigenvalue(rng, kind):
         steps, rank = draws.dependent(rng, kind)
     found = lrj.ritz_pairs((steps, steps @ a))
     values, vectors, residuals = map(np.asarray, found)
+    assert len(values) == len(vectors) == len(residuals) == len(steps)
     assert np.isinf(residuals[rank:]).all()
     assert (values[rank:] == 0).all()
     assert (vectors[rank:] == 0).all()
