@@ -24,11 +24,12 @@ class Transform(NamedTuple):
     Attributes:
       scale: (n,), powers of two near one over the largest entry of each row, constants.
       unit: (n,), one over the norms of the scaled rows, 0 for zero rows: `U = unit scale S`.
-      combine: (n, n), T: the kept rows of `B = T U` are orthonormal but for the rounding of U times
-        its condition. A constant, and so is `unit` in it: other combinations of the rows span the
-        same space (but those that `rtol` drops, which are constants to differentiation).
+      combine: (n, n), T: the rows of `B = T U` are orthonormal but for the rounding of U times its
+        condition, or, where nothing is left, zero, as those of T. A constant, and so is `unit` in
+        it: other combinations of the rows span the same space (but those that `rtol`
+        drops, which are constants to differentiation).
       correct: (n, n), V: the rows of `Q = B + V B` are orthonormal, and remain so as the rows move.
-      kept: (n,), False for combinations that vanish; their rows of Q are exactly zero.
+      kept: (n,), False for the zero rows of T, V and Q.
     """
 
     scale: jax.Array
@@ -40,8 +41,7 @@ class Transform(NamedTuple):
     @property
     def to_rows(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """What `orthonormal_rows` makes Q of S with."""
-        combine = jnp.where(self.kept[:, None], self.combine, 0)
-        return self.scale, combine * lax.stop_gradient(self.unit)[None, :], self.correct
+        return self.scale, self.combine * lax.stop_gradient(self.unit)[None, :], self.correct
 
 
 class Basis(NamedTuple):
@@ -90,8 +90,8 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
 
     The rank of rows is decided here and nowhere else: unit rows that are known to within `noise`
     have combinations t that are known to within `noise |t|`, and one that is not twice as long
-    vanishes. Its row of Q is exactly zero, and all other combinations are made orthogonal
-    to t, so that T is a pseudo-inverse, see `least_squares`.
+    vanishes: all others are made orthogonal to t, so that T is a pseudo-inverse (see
+    `least_squares`), and t itself is replaced by zero.
 
     Args:
       rows: n rows, n at least 1, all leaves of one dtype (see `widen`).
@@ -115,23 +115,25 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
     def measure(combine):
         return xla.blockwise_sum(_combined_gram, (scale, combine * fixed_unit[None, :]), fixed)
 
+    def from_identity(inner):
+        return inner - jnp.where(diagonal(inner) > 0, eye, 0)
+
     def round_(state):
-        _, combine, inner, kept, _ = state
-        combine, kept = _pivoted_cholesky(combine, inner, kept, noise)
+        _, combine, inner = state
+        combine = _pivoted_cholesky(combine, inner, noise)
         inner = measure(combine)
-        off = jnp.where(kept[:, None] & kept[None, :], inner - eye, 0)
-        return jnp.sum(off * off) < 1 / 16, combine, inner, kept, off
+        return jnp.sum(from_identity(inner) ** 2) < 1 / 16, combine, inner
 
     inner = inner * jnp.outer(fixed_unit, fixed_unit)
-    no, identity = xla.vary_like(jnp.array(False), inner), xla.vary_like(eye, inner)
-    start = no, identity, inner, fixed_unit > 0, inner
-    _, combine, _, kept, off = xla.iterate(round_, start, until=lambda s: s[0], most=ROUNDS)
+    start = xla.vary_like(jnp.array(False), inner), xla.vary_like(eye, inner), inner
+    _, combine, inner = xla.iterate(round_, start, until=lambda s: s[0], most=ROUNDS)
     if rtol is not None:
-        combine, kept = _truncated(fixed, scale, fixed_unit, combine, off, kept, rtol)
-        off = jnp.where(kept[:, None] & kept[None, :], measure(combine) - eye, 0)
+        off = from_identity(inner)
+        combine = _truncated(fixed, scale, fixed_unit, combine, off, rtol)
+        inner = measure(combine)
     small = scale, combine * fixed_unit[None, :]
-    off = xla.with_derivative_of(off, _combined_gram, small, rows)
-    return Transform(scale, unit, combine, inverse_root(off), kept)
+    off = xla.with_derivative_of(from_identity(inner), _combined_gram, small, rows)
+    return Transform(scale, unit, combine, inverse_root(off), diagonal(inner) > 0)
 
 
 def rounding_of_rows(n: int, dtype: jnp.dtype, eps: float) -> float:
@@ -144,58 +146,57 @@ def rounding_of_rows(n: int, dtype: jnp.dtype, eps: float) -> float:
     return 1.2 * math.sqrt(n) * own + (eps / 2 if eps > own else 0)
 
 
-def _pivoted_cholesky(combine, inner, kept, noise):
+def _pivoted_cholesky(combine, inner, noise):
     """One round: combinations of the rows with Gram matrix `inner`, orthonormal where it can tell.
 
     Gram-Schmidt on `[G | T]`, the longest row first, and of two that are about as long the first
     one: rounding is not to choose the basis, which is that of the next probes. Of a row that is
     left too short for G to tell, what is left is only lifted. Where G can tell that it is no longer
     than its noise, it vanishes: it is a combination t along which all others, those that were
-    taken too, lose their part, which changes no row of `T U`. (Its length before the others'
-    parts are taken off says nothing: they were known to it only as well as G was.)
+    taken too, lose their part, which changes no row of `T U`, and then it is zero. (Its length
+    before the others' parts are taken off says nothing: they were known to it only as well as
+    G was.)
     """
     n = len(inner)
     info = jnp.finfo(inner.dtype)
-    inner = jnp.where(kept[:, None] & kept[None, :], inner, 0)
 
     def step(_, state):
-        rows, free, kept = state
+        rows, free = state
         order = jnp.arange(n)
         lengths = (1 - order.astype(inner.dtype) / (2 * n)) * rows.reshape(-1)[:: 2 * n + 1]
         i = jnp.argmax(jnp.where(free, lengths, -1))
         row, square = rows[i], rows[i, i]
         size = jnp.sum(row[n:] ** 2)
         short, least = 4 * n * info.eps * inner[i, i], 4 * noise**2 * size
-        gone = ~kept[i] | (jnp.maximum(square, short) <= least)
+        gone = jnp.maximum(square, short) <= least
         row = jnp.where(gone & (jnp.arange(2 * n) < n), 0, row)
         beside = jnp.where(gone, product(rows[:, n:], row[n:]), rows[i, :n])
         beside = jnp.where(gone | (free & (square > short)), beside, 0)  # 0: it is only lifted
         square = jnp.maximum(jnp.where(gone, size, jnp.maximum(square, short)), info.tiny)
-        own = jnp.where(gone, 0, 1 - lax.rsqrt(square))
+        own = jnp.where(gone, 1, 1 - lax.rsqrt(square))
         along = jnp.where(order == i, own, beside / square)
         rows = rows - along[:, None] * row[None, :]
-        return rows, free & (order != i), kept & ((order != i) | ~gone)
+        return rows, free & (order != i)
 
     free = xla.vary_like(jnp.ones(n, bool), inner)
-    start = jnp.concatenate([inner, combine], axis=1), free, kept
-    rows, _, kept = lax.fori_loop(0, n, step, start)
-    return rows[:, n:], kept
+    start = jnp.concatenate([inner, combine], axis=1), free
+    return lax.fori_loop(0, n, step, start)[0][:, n:]
 
 
-def _truncated(rows, scale, unit, combine, off, kept, rtol):
+def _truncated(rows, scale, unit, combine, off, rtol):
     """Combinations that span the right singular vectors of the unit rows above `rtol` alone.
 
     For `U = X diag(s) V^T Q` they are `diag(1 / s) X^T = V^T T`. V^T T is the more accurate, once
     what rounding has left along dropped columns of X is projected out.
     """
-    combine = jnp.where(kept[:, None], combine, 0)
     correct = inverse_root(off)
     small = (scale, combine * unit[None, :], correct), unit
     x, s, v = svd(xla.blockwise_sum(_coordinates, small, rows))
     combine = combine + product(correct, combine)
-    kept = (s > rtol * s[0]) & (s > 0) & (jnp.arange(len(s)) < jnp.sum(kept))
+    rank = jnp.sum(jnp.any(combine != 0, axis=1))
+    kept = (s > rtol * s[0]) & (s > 0) & (jnp.arange(len(s)) < rank)
     x = jnp.where(kept[None, :], x, 0)
-    return jnp.where(kept[:, None], product(v.T, combine, x, x.T), 0), kept
+    return jnp.where(kept[:, None], product(v.T, combine, x, x.T), 0)
 
 
 def least_squares(found: Transform, rows: Rows) -> tuple[jax.Array, jax.Array]:
@@ -207,7 +208,6 @@ def least_squares(found: Transform, rows: Rows) -> tuple[jax.Array, jax.Array]:
     coordinates = xla.blockwise_sum(_coordinates, (found.to_rows, found.unit), rows)
     # Summed so that a long row of T is rounded once, not with each term that is added to it.
     transform = found.combine + product(lax.stop_gradient(found.correct), found.combine)
-    transform = jnp.where(found.kept[:, None], transform, 0)
     return _with_pinv_derivative(transform, coordinates), coordinates
 
 
