@@ -12,14 +12,14 @@ ROOT = Path(__file__).parent.parent
 ROOM = 1.15
 MEASURED = {  # with 32 factors, in one array; on JAX 0.12, and nearly the same on 0.10
     "product": 2,
-    "eigh": 55,
-    "solve": 58,
-    "solve, one number a coordinate": 77,
-    "logdet": 51,
-    "inverse": 63,
-    "positive_part": 58,
-    "truncate": 57,
-    "sample": 78,
+    "eigh": 57,
+    "solve": 60,
+    "solve, one number a coordinate": 79,
+    "logdet": 53,
+    "inverse": 65,
+    "positive_part": 60,
+    "truncate": 59,
+    "sample": 80,
 }
 
 
@@ -56,6 +56,6 @@ def test_a_leaf_costs_two_operations_at_most(counts, name):
     assert few <= counts[f"{name}, 32, None"] + 2 * 20
 
 
-@pytest.mark.parametrize(("name", "measured"), [("fit", 77), ("diagnose", 272)])
+@pytest.mark.parametrize(("name", "measured"), [("fit", 79), ("diagnose", 278)])
 def test_of_clouds_programs_are_not_larger_than_they_were(counts, name, measured):
     assert counts[name] <= ROOM * measured

@@ -115,25 +115,29 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
     def measure(combine):
         return xla.blockwise_sum(_combined_gram, (scale, combine * fixed_unit[None, :]), fixed)
 
-    def from_identity(inner):
-        return inner - jnp.where(diagonal(inner) > 0, eye, 0)
+    def from_identity(combine, inner):
+        return inner - jnp.where(_nonzero(combine), eye, 0)
 
     def round_(state):
         _, combine, inner = state
         combine = _pivoted_cholesky(combine, inner, noise)
         inner = measure(combine)
-        return jnp.sum(from_identity(inner) ** 2) < 1 / 16, combine, inner
+        return jnp.sum(from_identity(combine, inner) ** 2) < 1 / 16, combine, inner
 
     inner = inner * jnp.outer(fixed_unit, fixed_unit)
     start = xla.vary_like(jnp.array(False), inner), xla.vary_like(eye, inner), inner
     _, combine, inner = xla.iterate(round_, start, until=lambda s: s[0], most=ROUNDS)
     if rtol is not None:
-        off = from_identity(inner)
+        off = from_identity(combine, inner)
         combine = _truncated(fixed, scale, fixed_unit, combine, off, rtol)
         inner = measure(combine)
     small = scale, combine * fixed_unit[None, :]
-    off = xla.with_derivative_of(from_identity(inner), _combined_gram, small, rows)
-    return Transform(scale, unit, combine, inverse_root(off), diagonal(inner) > 0)
+    off = xla.with_derivative_of(from_identity(combine, inner), _combined_gram, small, rows)
+    return Transform(scale, unit, combine, inverse_root(off), _nonzero(combine))
+
+
+def _nonzero(rows):
+    return jnp.any(rows != 0, axis=1)
 
 
 def rounding_of_rows(n: int, dtype: jnp.dtype, eps: float) -> float:
@@ -193,7 +197,7 @@ def _truncated(rows, scale, unit, combine, off, rtol):
     small = (scale, combine * unit[None, :], correct), unit
     x, s, v = svd(xla.blockwise_sum(_coordinates, small, rows))
     combine = combine + product(correct, combine)
-    rank = jnp.sum(jnp.any(combine != 0, axis=1))
+    rank = jnp.sum(_nonzero(combine))
     kept = (s > rtol * s[0]) & (s > 0) & (jnp.arange(len(s)) < rank)
     x = jnp.where(kept[None, :], x, 0)
     return jnp.where(kept[:, None], product(v.T, combine, x, x.T), 0)
