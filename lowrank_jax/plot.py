@@ -71,6 +71,7 @@ def spectrum(
     if len(values):
         magnitudes = np.abs(values)
         ax.set_ylim(magnitudes.min() / 3, 3 * magnitudes.max())
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("number of the eigenvalue")
     ax.set_ylabel("magnitude of the eigenvalue")
     ax.legend()

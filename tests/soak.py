@@ -42,6 +42,7 @@ class Choices:
       dim: the number of coordinates.
       n: the number of steps.
       dependent: how many of them repeat or add up others, or are zero.
+      condition: the exponent of two of the others' condition; 0 for steps along coordinates.
       rank: of the Hessian.
       structure: of a point, see `tree`.
       double: the dtype, float64 or float32.
@@ -53,6 +54,7 @@ class Choices:
     dim: int
     n: int
     dependent: int
+    condition: int
     rank: int
     structure: str
     double: bool
@@ -62,12 +64,14 @@ class Choices:
 
     @classmethod
     def drawn(cls, rng):
-        dim, n = int(rng.integers(1, 33)), int(rng.integers(1, 13))
+        dim = int(rng.integers(1, 33))
+        n = int(rng.integers(1, 13) if rng.random() < 0.75 else rng.integers(13, 41))
         most = min(dim, 12)
         return cls(
             dim,
             n,
             int(rng.integers(0, n) if rng.random() < 0.5 else 0),
+            int(rng.integers(0, 9)),
             int(rng.integers(0, most + 1)),
             str(rng.choice(["array", "dict", "leaves", "scalars"])),
             bool(rng.random() < 0.5),
@@ -83,6 +87,7 @@ class Choices:
             ("size", 0),
             ("curvature", 0),
             ("dependent", 0),
+            ("condition", 1),
             ("rank", 1),
             ("n", 1),
             ("dim", 2),
@@ -128,7 +133,9 @@ class Problem:
         self.x = np.ldexp(self.x, c.size).astype(self.dtype)
         self.b = np.ldexp(self.b, c.size + c.curvature).astype(self.dtype)
         independent = c.n - c.dependent
-        s = draws.steps_of_condition(rng, independent, c.dim, 10, "geometric")
+        s = draws.steps_of_condition(rng, independent, c.dim, 2.0**c.condition, "geometric")
+        if c.condition == 0:
+            s = np.eye(c.dim)[np.arange(independent) % c.dim]
         more = rng.integers(-1, 2, size=(c.dependent, independent)) @ s
         s = np.ldexp(np.concatenate([s, more])[rng.permutation(c.n)], c.size)
         self.s = s.astype(self.dtype)
@@ -181,21 +188,21 @@ def check_pairs(p):
         (lrj.anchored(*trees, p.tree(at), p.tree(slope)), exact - at, slopes - slope),
         (lrj.centered(*trees), exact - exact.mean(0), slopes - slopes.mean(0)),
     ):
-        yield p.rows(pairs.steps), s, 8 * p.eps, np.max(np.abs(exact))
-        yield p.rows(pairs.grad_diffs), y, 8 * p.eps, np.max(np.abs(slopes))
+        yield p.rows(pairs.steps), s, 8 * p.eps, np.linalg.norm(exact)
+        yield p.rows(pairs.grad_diffs), y, 8 * p.eps, np.linalg.norm(slopes)
     first = lrj.from_first(*trees)
     both = lrj.concatenate(first, first)
     yield (
         p.rows(both.steps),
         np.tile(exact[1:] - exact[0], (2, 1)),
         8 * p.eps,
-        np.max(np.abs(exact)),
+        np.linalg.norm(exact),
     )
 
 
 def check_fit(p):
     pairs, steps, slopes = p.pairs(), p.s.astype(float), p.y.astype(float)
-    tolerance, scale = 500 * p.eps * p.choices.n, p.norm
+    tolerance, scale = 500 * p.eps * p.choices.n * 2.0**p.choices.condition, p.norm
     least = lrj.fit(pairs, extrapolate=0)
     yield dense(least), reference.fit(steps, slopes, 0, rank=p.rank), tolerance, scale
     weights = p.rng.uniform(0.5, 2, size=p.choices.n).astype(p.dtype)
@@ -563,7 +570,7 @@ def memory():
 
 def growth(calls):
     """By how much the memory grows over that many calls of programs that are compiled already."""
-    p = Problem(Choices(12, 4, 0, 3, "dict", False, 0, 0, 0))
+    p = Problem(Choices(12, 4, 0, 3, 3, "dict", False, 0, 0, 0))
     pairs, v, start = p.pairs(), p.tree(p.normal()), 0
     for i in range(calls):
         h = lrj.fit(pairs)

@@ -37,6 +37,7 @@ def test_a_spectrum_shows_magnitudes_in_order_and_signs(form):
     ax = lrj.plot.spectrum(form(h), ax=given)
     assert ax is given
     assert ax.get_yscale() == "log"
+    assert np.all(ax.get_xticks() % 1 == 0)  # numbers of eigenvalues
     dots = points_of(ax)
     np.testing.assert_allclose(dots["positive"], [[1, 3], [7, 1]])
     np.testing.assert_allclose(dots["negative"], [[2], [3]])
