@@ -101,8 +101,7 @@ def direction(
     gram = (gram * factors[:, None] * factors[None, :])[order][:, order]
     with_g = (with_g * factors)[order] / per_g / unit
     of_pairs, of_grad = _solved(gram, with_g, first, fixed)
-    of_pairs = of_pairs[order] * factors
-    found = xla.blockwise_map(_combined, (scales, of_pairs, of_grad / unit), s, y, g)
+    found = _combined(scales, of_pairs[order] * factors, of_grad / unit, s, y, g)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), grad)
     found = structure.cast_like(structure.row_of(structure.unpack(found, like)), grad)
     return found, products
@@ -141,12 +140,18 @@ def _along(small, s, y, new):
     return jnp.stack([jnp.concatenate([tall.gram(x, v) for x in sets]) for v in new], axis=1)
 
 
-def _combined(small, s, y, g):
-    scales, of_pairs, of_grad = small
-    n = len(s)
-    s, y = tall.scale(scales[:n], s), tall.scale(scales[n:], y)
-    of_steps, of_grad_diffs = of_pairs[None, :n], of_pairs[None, n:]
-    return tall.combine(of_steps, s) + tall.combine(of_grad_diffs, y) + of_grad * g
+def _combined(scales, of_pairs, of_grad, s, y, g):
+    """What the rows times their scales, and g, add up to.
+
+    Rows are read as they are. Scales of tiny rows times what is made of them might overflow.
+    """
+    n, peak = len(scales) // 2, 16 * scaling.power_of_two(jnp.max(jnp.abs(of_pairs)))
+    of_pairs = scales * (of_pairs / peak)
+    of_steps, of_grad_diffs = (
+        tall.combine(of_pairs[None, :n], s),
+        tall.combine(of_pairs[None, n:], y),
+    )
+    return jax.tree.map(lambda s, y, g: peak * (s + y) + of_grad * g, of_steps, of_grad_diffs, g)
 
 
 def _solved(gram, with_g, first, damping):
