@@ -6,6 +6,7 @@ times; medians and quartiles are given.
 """
 
 import json
+import math
 import os
 import platform
 import re
@@ -185,5 +186,14 @@ def _version(package):
 
 
 def text(found: dict) -> str:
-    """JSON with the numbers of a list in one line."""
-    return re.sub(r"\n\s+(?=[-\d\]])", " ", json.dumps(found, indent=1)) + "\n"
+    """JSON with the numbers of a list in one line, null for those that are not finite."""
+    written = json.dumps(_finite(found), indent=1, allow_nan=False)
+    return re.sub(r"\n\s+(?=(?:[-\d\]]|null))", " ", written) + "\n"
+
+
+def _finite(found):
+    if isinstance(found, dict):
+        return {key: _finite(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found

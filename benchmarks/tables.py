@@ -378,7 +378,7 @@ def _ended(of):
 
 
 def _loss(number):
-    return f"{number:.2g}" if number < 100 else "diverges"  # also infinity
+    return "diverges" if number is None or number >= 100 else f"{number:.2g}"
 
 
 def _digits(number):
