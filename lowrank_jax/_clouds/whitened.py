@@ -112,25 +112,30 @@ def compress_to_dimension(
 
     With the rows of C an orthonormal basis of the columns of the unit steps U, and V what goes
     with U, the pairs are (C U, C V): in whitened steps no mixing of the pairs changes anything.
-    The singular values of C U are those of U, and `rtol` is applied here, where they are known: the
-    pairs of a whitened step are of unit length. Weights go into U and V by their roots, and
-    come back as the squared lengths of C U. D x D and D x n matrices alone.
+    The singular values of C U are those of U, and `rtol` is applied here, where they are known:
+    whitening takes steps of unit length, of which it cannot tell how long they were. With weights
+    the columns of V are met by weighted least squares in the columns of C^T, and the D new pairs,
+    whose errors are not independent, come with a matrix of weights. D x D and D x n matrices alone.
     """
     inverse_norms = scaling.reciprocal(scaling.norms(steps))
-    if weights is not None:
-        inverse_norms *= scaling.safe_sqrt(weights)
     u, v = (structure.matrix(tall.scale(inverse_norms, rows)) for rows in (steps, grad_diffs))
-    c = orthonormal(u.T, eps=eps).rows  # (D, n)
-    u, v = tall.combine(c, u), tall.combine(c, v)
+    basis = orthonormal(u.T, eps=eps)
+    c = of_slopes = basis.rows  # (D, n)
+    if weights is not None:
+        of_slopes, (weights, *_) = _weighted(c, c.T, basis.kept, weights)
+    u, v = tall.combine(c, u), tall.combine(of_slopes, v)
     if rtol is not None:
         x, s, _ = svd(lax.stop_gradient(u))
         x = jnp.where((s > rtol * s[0])[None, :], x, 0)
         u, v = tall.combine(x.T, u), tall.combine(x.T, v)
+        weights = None if weights is None else product(x.T, weights, x)
     # A coordinate that is only rounding was lifted in U^T, and must not become a step again.
-    sizes = lax.stop_gradient(scaling.norms(u))
-    seen = (sizes > 2 * rounding_of_rows(len(c.T), u.dtype, eps) * jnp.max(sizes)).astype(u.dtype)
+    sizes = scaling.norms(u)
+    least = 2 * rounding_of_rows(len(c.T), u.dtype, eps) * jnp.max(sizes)
+    seen = lax.stop_gradient(sizes > least).astype(u.dtype)
     u, v = tall.scale(seen, u), tall.scale(seen, v)
-    return u, v, None if weights is None else jnp.sum(u * u, axis=1)
+    sizes = seen * sizes
+    return u, v, None if weights is None else weights * sizes[:, None] * sizes[None, :]
 
 
 def whiten(
@@ -143,7 +148,8 @@ def whiten(
 ) -> WhitenedPairs:
     """Whitens n pairs, all leaves of one dtype; `eps` and `rtol` as in `whitening`.
 
-    `weights`: (n,), not negative, one a pair; all alike for None.
+    `weights`: those of unit steps and their slopes, (n,), not negative, or a definite (n, n) matrix
+    where their errors depend on each other; None for least squares in whitened steps.
     """
     found = whitening(steps, eps=eps, rtol=rtol)
     transform, coordinates = least_squares(found, steps)
@@ -161,18 +167,22 @@ def whiten(
 def _weighted(transform, r, kept, weights):
     """The transform T of weighted least squares, `R Z = V`, and W with its eigendecomposition.
 
-    W is raised by its rounding: where nothing was measured, both sides of M count alike. Where no
-    row depends on others, `R T = I` and every weight gives the same T.
+    To the T of all alike is added what the weights change, `W^-1 R^T diag(weights) (I - R T)`:
+    where no row depends on others, `R T = I` and every weight gives the same T. Along eigenvectors
+    where W is not above its rounding by the sum of n terms, T stays. W is raised by its
+    rounding: where nothing was measured, both sides of M count alike.
     """
-    eye, eps = jnp.eye(len(r), dtype=r.dtype), float(jnp.finfo(r.dtype).eps)
-    weighted = r.T * weights[None, :]
+    r_eye, eye = (jnp.eye(n, dtype=r.dtype) for n in r.shape)
+    weighted = r.T * weights[None, :] if weights.ndim == 1 else product(r.T, weights)
     information = symmetrize(product(weighted, r))
-    least = eps * lax.stop_gradient(jnp.sum(diagonal(information)))
-    information += jnp.where(least > 0, least, 1) * eye
+    rounding = float(jnp.finfo(r.dtype).eps) * lax.stop_gradient(jnp.sum(diagonal(information)))
+    least = jnp.where(rounding > 0, rounding, 1)
+    information += least * eye
     values, v = jnp.linalg.eigh(lax.stop_gradient(information), symmetrize_input=False)
-    inverse = truncated_inverse(information, values, v, values > 2 * len(r) * least)
+    values = jnp.maximum(values, least)
+    inverse = truncated_inverse(information, values, v, values > 2 * len(r) * rounding)
     dependent = jnp.sum(kept) < jnp.sum(jnp.any(r != 0, axis=1))
-    missed = jnp.where(dependent, eye - product(r, transform), 0)
+    missed = jnp.where(dependent, r_eye - product(r, transform), 0)
     return transform + product(inverse, weighted, missed), (information, values, v)
 
 
