@@ -27,7 +27,7 @@ def secant_fit(s: np.ndarray, y: np.ndarray, extrapolate: float = 2 / 3) -> tupl
 
 
 def _damped_inverse(m: np.ndarray, z: np.ndarray, e: float) -> np.ndarray:
-    """`e Re (e M + i W)^-1`, with the W of `lowrank_jax.fit` but for what only rounding needs."""
+    """`e Re (e M + i W)^-1`, the W of `lowrank_jax.fit` but for rounding and contradictions."""
     r, dtype = m.shape[-1], m.dtype
     k = z @ _transposed(z)
     square = np.trace(k, axis1=-2, axis2=-1)

@@ -102,6 +102,20 @@ MUTANTS = (
         "test_weights.py::test_where_steps_span_the_space_it_is_weighted_least_squares[more]",
     ),
     Mutant(
+        "what pairs contradict each other by is extrapolated",
+        "_clouds.fit",
+        "+ u_squared * lax.rsqrt(eps + u_squared) * eye",
+        "",
+        "test_fit.py::test_what_pairs_contradict_each_other_by_is_not_extrapolated",
+    ),
+    Mutant(
+        "rounding makes information negative",
+        "_clouds.whitened",
+        "values = jnp.maximum(values, least)",
+        "values = values + 0",
+        "test_weights.py::test_weights_over_thirty_decades_make_nothing_large",
+    ),
+    Mutant(
         "what is only rounding makes one of the D pairs",
         "_clouds.whitened",
         "seen = (sizes > 2 * rounding_of_rows(len(c.T), u.dtype, eps) * jnp.max(sizes))",

@@ -66,25 +66,28 @@ def fit(s, y, extrapolate, *, rank=None, eps=2.0**-52):
     q, z = whitened(s, y, rank)
     a = z @ q.T
     m, p = (a + a.T) / 2, z - a @ q
-    c = outside(m, z, extrapolate, eps)
+    c = outside(a, z, extrapolate, eps)
     return q.T @ m @ q + q.T @ p + p.T @ q + p.T @ c @ p
 
 
-def outside(m, z, extrapolate, eps):
+def outside(a, z, extrapolate, eps):
     """C = e X for the solution of [[W, e M], [e M, -W]] [X; X'] = [0; I], a real twin."""
+    m = (a + a.T) / 2
     eye = np.eye(len(m), dtype=m.dtype)
-    w, curved = width(m, z, extrapolate, eps), extrapolate * m
+    w, curved = width(a, z, extrapolate, eps), extrapolate * m
     block = np.block([[w, curved], [curved, -w]]).astype(m.dtype)
     c = extrapolate * np.linalg.solve(block, np.concatenate([0 * eye, eye], axis=-2))[: len(m)]
     return (c + c.T) / 2
 
 
-def width(m, z, extrapolate, eps):
-    """W = d I + e f^2 / (d^2 + f^2) |Z| eps^(1/2) (K + h + eps K^-1), K = Z Z^T / |Z|^2.
+def width(a, z, extrapolate, eps):
+    """W = d I + e f^2 / (d^2 + f^2) F, in units of |Z|, and K = Z Z^T / |Z|^2.
 
-    h^2 is the harmonic mean of the eigenvalues of K, f = e eps^(1/2), d = 1.2 (1 - e) g, and
-    g^2 = h^2 (|M|^2 / |Z|^2 + r^-2) / (1 + r^-2).
+    h^2 is the harmonic mean of the eigenvalues of K, d = 1.2 (1 - e) g, f^2 = e^2 (eps + u^2),
+    F = eps^(1/2) (K + h + eps K^-1) + u^2 / (eps + u^2)^(1/2), and the squares of g and u are
+    h^2 (|M|^2 / |Z|^2 + r^-2) / (1 + r^-2) and |A - M|^2 / (r |Z|^2).
     """
+    m = (a + a.T) / 2
     n, total = len(m), np.sum(z * z)
     total = total if total > 0 else m.dtype.type(1)
     eye = np.eye(n, dtype=m.dtype)
@@ -92,8 +95,9 @@ def width(m, z, extrapolate, eps):
     inverse = np.linalg.inv(k + eps * eye)
     h = 1 / np.sqrt(np.mean(np.diag(inverse))) if n else 1
     g = h * np.sqrt((np.sum(m * m) / total + max(n, 1) ** -2.0) / (1 + max(n, 1) ** -2.0))
-    d, f = 1.2 * (1 - extrapolate) * g, extrapolate * eps**0.5
-    floor = eps**0.5 * (k + h * eye + eps * inverse)
+    noise = np.sum((a - m) ** 2) / total / max(n, 1)
+    d, f = 1.2 * (1 - extrapolate) * g, extrapolate * np.sqrt(eps + noise)
+    floor = eps**0.5 * (k + h * eye + eps * inverse) + noise / np.sqrt(eps + noise) * eye
     w = d * eye + extrapolate * f**2 / (d**2 + f**2) * floor
     return (np.sqrt(total) * w).astype(m.dtype)
 
@@ -123,7 +127,7 @@ def numpy_fit(s, y, extrapolate):
     z = np.linalg.solve(r.T, y)
     a = z @ q.T
     m, p = (a + a.T) / 2, z - a @ q
-    c = outside(m, z, extrapolate, np.finfo(s.dtype).eps)
+    c = outside(a, z, extrapolate, np.finfo(s.dtype).eps)
     return q.T @ m @ q + q.T @ p + p.T @ q + p.T @ c @ p
 
 

@@ -72,6 +72,15 @@ def test_many_steps_of_noise_alone_span_what_they_span(rng):
         np.testing.assert_allclose(inner, np.diag(basis.kept), atol=0.1)
 
 
+def test_hundreds_of_steps_that_are_nearly_parallel_have_an_orthonormal_basis(rng):
+    """Of 400, which differ by a hundred roundings, what is left to be whitened is not small."""
+    s = (rng.normal(size=800) + 1e-5 * rng.normal(size=(400, 800))).astype(np.float32)
+    basis = orthonormal.orthonormal(s, eps=2.0**-23)
+    rows = np.asarray(basis.rows, float)
+    np.testing.assert_allclose(rows @ rows.T, np.diag(basis.kept), atol=1e-5)
+    assert np.sum(basis.kept) > 300
+
+
 def test_a_coordinate_that_is_rounding_is_no_step_of_many_pairs(rng):
     """30 pairs in three dimensions, one of them a thousand millionth of the others."""
     s = (rng.normal(size=(30, 3)) * [1, 1, 2.0**-30]).astype(np.float32)

@@ -268,6 +268,17 @@ def test_a_hessian_of_lower_rank_than_the_steps_is_recovered_at_any_extrapolatio
     assert np.median(errors) < 1e-8
 
 
+@pytest.mark.parametrize("extrapolate", [0.3, 2 / 3, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_pairs_contradict_each_other_by_is_not_extrapolated(rng, dtype, extrapolate):
+    """Of a loss that bends in 3 of 200 directions, 8 points: A has rank 3, its symmetric part 6."""
+    w, points = rng.normal(size=(3, 200)) / 200**0.5, 1 + 0.01 * rng.normal(size=(8, 200))
+    pairs = lrj.centered(points.astype(dtype), (np.tanh(points @ w.T) @ w).astype(dtype))
+    exact = (w.T * (1 - np.tanh(w.sum(axis=1)) ** 2)) @ w
+    found = lrj.fit(pairs, extrapolate=dtype(extrapolate)).to_dense()
+    assert reference.relative_error(found, exact) < 0.02
+
+
 def test_rank_14_of_16_is_recovered_in_float32():
     errors = []
     for seed in range(20):

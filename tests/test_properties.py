@@ -80,7 +80,7 @@ class Rounding(NamedTuple):
         a = z @ q.T
         m, p = (a + a.T) / 2, z - a @ q
         e = float(extrapolate)
-        g = np.linalg.inv(e * m + 1j * reference.width(m, z, e, eps))
+        g = np.linalg.inv(e * m + 1j * reference.width(a, z, e, eps))
         moves = e + 4 * (1 - e) * rank**0.5
         noise = 10 * (n + dim) * eps * np.sum(z * z)
         if error * moves * np.linalg.norm(g, 2) > 0.1 or np.linalg.eigvalsh(z @ z.T)[0] < noise:

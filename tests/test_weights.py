@@ -71,6 +71,27 @@ def test_positive_weights_change_nothing_of_consistent_pairs(rng, kind):
     assert reference.relative_error(dense(s, y, weights=weights), dense(s, y)) < 1e-9
 
 
+def test_weights_say_nothing_of_the_rank():
+    """As many pairs as dimensions, and one more, which says nothing new."""
+    a = np.array([[2.0, 1], [1, 3]])
+    for s in (np.eye(2), np.eye(3, 2), np.eye(2)[[0, 1, 1]]):
+        for small, rtol in ((1e-4, 0.05), (1e-40, None)):
+            weights = np.array([1, small, small])[: len(s)]
+            found = dense(s, s @ a, weights=weights, rtol=rtol)
+            np.testing.assert_allclose(found, a, atol=1e-12)
+
+
+def test_weights_over_thirty_decades_make_nothing_large(rng):
+    """Where nothing was measured rounding decides between two numbers, not on a third one."""
+    s, y = rng.normal(size=(2, 2000, 4, 8)).astype(np.float32)
+    weights = (10 ** rng.uniform(-30, 0, (2000, 4))).astype(np.float32)
+    size = jax.jit(
+        jax.vmap(lambda s, y, w: lrj.fit((s, y), weights=w, extrapolate=0).frobenius_norm())
+    )
+    found, alike = (size(s, y, w) for w in (weights, np.ones_like(weights)))
+    assert np.max(found / alike) < 2
+
+
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_weight_of_zero_drops_its_pair_and_their_scale_says_nothing(rng, kind):
     s, y = pairs_of(rng, kind)

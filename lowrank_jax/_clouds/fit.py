@@ -29,14 +29,19 @@ every e > 0, but for rounding. Of H in many dimensions random steps see little w
 all of M is small beside Z, and with many steps that is typical, so g shrinks with s. With one
 step or two it may be an accident, and r^-2 limits the shrinking.
 
-The floor F, which takes over where d falls below f, keeps rounding from being inverted. In units
-of |Z|, and with K + eps I in place of K wherever it is inverted,
+The floor F, which takes over where d falls below f, keeps from being inverted what is rounding, and
+what pairs of a loss that is not quadratic contradict each other by. In units of |Z|, and
+with K + eps I in place of K wherever it is inverted,
 
-    F = eps^(1/2) (K + h I + eps K^-1),    f = e eps^(1/2).
+    F = eps^(1/2) (K + h I + eps K^-1) + u^2 / (eps + u^2)^(1/2) I,    u^2 = |A - M|^2 / r,
+    f^2 = e^2 (eps + u^2).
 
 The first term bounds what is made of a direction q that H turns, `q H q^T ~ 0`, but not `q H`, as
-SR1's skip rule does; the last is as large as eps^(1/2) where H makes of q nothing but
-rounding. The 1.2, g and F are heuristics, chosen by measurement.
+SR1's skip rule does, and the second one does where `q H` is among the shortest; the third is as
+large as eps^(1/2) where `q H` is below eps^(1/2), hence K cannot tell it from rounding. The last
+one is u, the typical singular value of the contradiction, where that is above eps^(1/2). Without it
+directions along which H vanishes, but M does not, would undo the extrapolation of all others. The
+1.2, g and F are heuristics, chosen by measurement.
 """
 
 from typing import Any
@@ -182,13 +187,13 @@ def _fit(
         wide = tuple(tall.where(weights > 0, rows) for rows in wide)
     if n > structure.size(vector):
         *wide, weights = compress_to_dimension(*wide, eps=eps, rtol=rtol, weights=weights)
-        pinv_rtol = None
+        rtol = None  # it was applied
     else:
-        wide, pinv_rtol = tuple(map(structure.pack, wide)), rtol
-    pairs = whiten(*wide, eps=eps, rtol=pinv_rtol, weights=weights)
+        wide = tuple(map(structure.pack, wide))
+    pairs = whiten(*wide, eps=eps, rtol=rtol, weights=weights)
     a, k = pairs.products()
     m, eye = pairs.symmetric(a), xla.once(jnp.eye(len(a), dtype=a.dtype))
-    c = _damped_inverse(m, k, pairs.kept, eye, extrapolate)
+    c = _damped_inverse(m, k, pairs.contradiction(a - m), pairs.kept, eye, extrapolate)
     core = jnp.block([[m, eye], [eye, c]])
     factors = pairs.rows(_factors, a)  # the rows of Q and P
 
@@ -205,19 +210,22 @@ def _factors(a, q, z):
     return jax.tree.map(lambda q, z: jnp.concatenate([q, z - tall.combine(a, q)]), q, z)
 
 
-def _damped_inverse(m, k, kept, eye, e):
-    """The C of this module's text, zero where not kept."""
+def _damped_inverse(m, k, u_squared, kept, eye, e):
+    """The C of this module's text, zero where not kept, for u in the units of M."""
     eps = float(jnp.finfo(m.dtype).eps)
     norm_squared = jnp.sum(diagonal(k))
     per_norm = lax.rsqrt(jnp.where(norm_squared > 0, norm_squared, 1))
-    m, k = per_norm * m, per_norm**2 * k  # in units of |Z|
+    m, k, u_squared = per_norm * m, per_norm**2 * k, per_norm**2 * u_squared  # in units of |Z|
     rank = jnp.maximum(jnp.sum(kept), 1).astype(m.dtype)
 
-    inverse_k = inverse(k + eye * jnp.where(kept, eps, 1)[None, :], eps)
+    inverse_k = inverse(k + eps * eye, eps)
     trace = jnp.sum(jnp.where(kept, diagonal(inverse_k), 0))
     h = jnp.sqrt(rank / jnp.where(trace > 0, trace, 1))
     g = h * jnp.sqrt((jnp.sum(m * m) + rank**-2) / (1 + rank**-2))
-    d, f = DAMPING * (1 - e) * g, e * eps**0.5
-    floor = eps**0.5 * (k + h * eye + eps * inverse_k)
-    w = d * eye + e * f**2 / (d**2 + f**2) * floor  # not 0 where not kept; 1 / i has no real part
+    d, f_squared = DAMPING * (1 - e) * g, e**2 * (eps + u_squared)
+    floor = (
+        eps**0.5 * (k + h * eye + eps * inverse_k) + u_squared * lax.rsqrt(eps + u_squared) * eye
+    )
+    # Not 0 where not kept; 1 / i has no real part.
+    w = d * eye + e * f_squared / (d**2 + f_squared) * floor
     return e * per_norm * symmetrize(jnp.real(inverse(lax.complex(e * m, w))))

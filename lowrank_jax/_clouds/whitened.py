@@ -55,9 +55,9 @@ class WhitenedPairs(NamedTuple):
       steps: n rows S.
       grad_diffs: n rows Y.
       from_steps: the combinations that make Q of S.
-      from_grad_diffs: (n, n), those that make Z of the Y that goes with unit steps.
+      from_grad_diffs: (n, n), those that make Z, in units of H, of the rows `scale Y / unit`.
+      scale: (n,), powers of two, those of the steps; 0 for no step, which is no equation.
       unit: the unit of H; NaN if any number of the pairs is not finite, as then all that it scales.
-      coordinates: (n, n), R.
       quality: W, its eigenvalues and eigenvectors; None without weights.
     """
 
@@ -65,8 +65,8 @@ class WhitenedPairs(NamedTuple):
     grad_diffs: Rows
     from_steps: Transform
     from_grad_diffs: jax.Array
+    scale: jax.Array
     unit: jax.Array
-    coordinates: jax.Array
     quality: tuple[jax.Array, jax.Array, jax.Array] | None
 
     @property
@@ -86,6 +86,14 @@ class WhitenedPairs(NamedTuple):
         weighted = product(self.quality[0], a - m)  # of A = M alone nothing is left to be rounded
         return m + symmetrize(lyapunov(*self.quality, weighted + weighted.T))
 
+    def contradiction(self, missed: jax.Array) -> jax.Array:
+        """The mean square of the rows of `A - M`, well measured directions weighing more."""
+        if self.quality is None:
+            rank = jnp.maximum(jnp.sum(self.kept), 1)
+            return jnp.sum(missed * missed) / rank.astype(missed.dtype)
+        information = self.quality[0]
+        return jnp.sum(missed * product(information, missed)) / jnp.sum(diagonal(information))
+
     def rows(self, f: Callable, small: Any = None) -> Rows:
         """The rows `f(small, Q, Z)` in one pass; f computes column by column, from leaves.
 
@@ -95,9 +103,7 @@ class WhitenedPairs(NamedTuple):
         return xla.blockwise_map(partial(_written, f), small, self.steps, self.grad_diffs)
 
     def _small(self):
-        found = self.from_steps
-        scale = jnp.where(found.unit > 0, found.scale, 0)  # no step, no equation
-        return found.to_rows, self.from_grad_diffs, scale, 1 / self.unit
+        return self.from_steps.to_rows, self.from_grad_diffs, self.scale, 1 / self.unit
 
 
 def compress_to_dimension(
@@ -156,12 +162,12 @@ def whiten(
     quality = None
     if weights is not None:
         transform, quality = _weighted(transform, coordinates, found.kept, weights)
-    largest, steepest = scaling.max_abs(steps), scaling.max_abs(grad_diffs)
-    steepest *= jnp.where(largest > 0, found.scale, 0)
-    peak = jnp.max(steepest + 0 * largest)
+    scale = jnp.where(found.unit > 0, found.scale, 0)
+    # 0 times infinity: numbers of the steps that are not finite show as well.
+    peak = jnp.max(scale * scaling.max_abs(grad_diffs) + 0 * scaling.max_abs(steps))
     unit = scaling.power_of_two(peak) * scaling.nan_unless(jnp.isfinite(peak), peak.dtype)
     transform = transform * found.unit[None, :]
-    return WhitenedPairs(steps, grad_diffs, found, transform, unit, coordinates, quality)
+    return WhitenedPairs(steps, grad_diffs, found, transform, scale, unit, quality)
 
 
 def _weighted(transform, r, kept, weights):
