@@ -80,8 +80,10 @@ class Estimates:
         """Estimates log det(H + d I) to first order in what H_r misses.
 
         That of `H_r + d I` and the mean of `<(H_r + d I)^-1 v, (H - H_r) v>`: an upper bound, in
-        expectation, where both are positive definite. The standard error is that of the
-        first-order term. NaN where `H_r + d I` is not positive definite.
+        expectation, where `H + d I` and `H_r + d I` are positive definite. The standard error is
+        that of the first-order term alone: it means nothing where what is missing is not small
+        beside d. NaN where `H_r + d I` is not positive definite; an estimate that was made with
+        `h.positive_part()` for H_r is then a number.
         """
         solved = jax.vmap(lambda v: self.hessian.solve(v, damping))(self.vectors)
         return _shifted(self.hessian.logdet(damping), _dots(solved, self.missing))

@@ -48,7 +48,7 @@ def lowrank_hessian(
     (`lowrank_from_product`), or a `step` as long as what is of interest; without either,
     `extrapolate=0` loses least. A caller who asks again gives the `step` that was found, the norm
     of one of `pairs.steps`: that costs `probes * passes + 1` gradients. With a `step` nothing is
-    measured: `rounding` is then that of the numbers alone, and sees neither kinks nor noise.
+    measured: the pairs' `rounding` is None, and `diagnose` reports that of the numbers alone.
 
     Args:
       loss: a scalar function; it is differentiated once, in argument `argnums`.
@@ -122,7 +122,8 @@ def lowrank_hessian_from_gradient(
     symmetric part is found.
 
     Where nothing is traced, `grad_fn` is called as it is, for one point at a time: jit it if it is
-    JAX code. Points are NumPy arrays, its own copies, where x is given as such. Under
+    JAX code. Points are NumPy arrays, its own copies, where x is given as such, in the
+    dtypes that JAX has for them: float32 unless `jax_enable_x64` is set. Under
     `jit`, `vmap` or `grad` it is traced.
 
     Args:

@@ -72,9 +72,9 @@ def fit(
 ) -> Operator:
     """Fits the symmetric operator of rank at most 2n to the secant equations `H s_i = y_i`.
 
-    Consistent pairs are satisfied exactly at any `extrapolate`. Inconsistent ones
-    (a loss that is not quadratic on the cloud) are met by least squares in an orthonormal basis
-    of the steps, so that mixing the pairs changes nothing.
+    Consistent pairs are satisfied at any `extrapolate`, to rounding times the condition of the unit
+    steps. Inconsistent ones (a loss that is not quadratic on the cloud) are met by least
+    squares in an orthonormal basis of the steps, so that mixing independent pairs changes nothing.
     Pairs may be dependent, repeated, zero, or more than D; a non-finite entry makes
     the whole operator NaN.
 
@@ -87,15 +87,16 @@ def fit(
       Nystrom), and it is exact if rank H <= n. For an indefinite H it is large now and then, and
       it changes fast where `S Y^T` is about to lose rank: by 1 / sqrt(eps) at most.
     * Between, a direction extrapolates the more, the larger its curvature is beside the
-      others'. An H of lower rank than the steps is exact at any value above 0. The
-      default, 2/3, is a heuristic: near the best of all fixed values over many spectra.
+      others'. An H of lower rank than the steps is exact, to rounding, at any value well above 0.
+      The default, 2/3, is a heuristic: near the best of all fixed values over many spectra.
 
     Below 1 the H_r of a positive semidefinite Hessian is below it, `H_r <= H`, and indefinite
     unless it is exact. On
     decaying spectra and random steps the smallest over the largest eigenvalue is -0.2 to -0.9 at 0
     and, at 2/3, 0 to -0.06 for 16 pairs, to -0.16 for 2 and to -0.6 for one.
-    At any value a direction q extrapolates only as far as its curvature rises above rounding and
-    above sqrt(eps) times the length of `q H` (the skip rule of SR1).
+    At any value a direction q extrapolates only as far as its curvature rises above rounding, above
+    sqrt(eps) times the length of `q H` (as in the skip rule of SR1), and above what the pairs
+    contradict each other by.
 
     Args:
       pairs: steps (n, ...) and gradient differences (n, ...), pytrees of one structure, as
@@ -103,12 +104,15 @@ def fit(
         bfloat16 and float16 are computed in float32.
       base: what is known of H, and changed as the pairs ask for: H is the base B plus the
         fit to `(S, Y - S B)`. A number or a vector stand for diagonal matrices, a bulk of equal
-        eigenvalues or prior precisions; an operator is a Hessian to be updated, a dense A in D
-        dimensions as `SymmetricLowRank(jnp.eye(D), A)`. At `extrapolate=0` this is the multisecant
-        Powell-symmetric-Broyden update of B, the least change, at 1 block SR1. See `choose_shift`.
+        eigenvalues or prior precisions; an operator is a Hessian to be updated, a dense symmetric A
+        in D dimensions as `SymmetricLowRank(jnp.eye(D), A)`. At `extrapolate=0` this is the
+        multisecant Powell-symmetric-Broyden update of B, the least change, at 1 block SR1; where
+        the change has both signs, only 0 is sure to be no further off than B. See `choose_shift`.
       weights: (n,), how much each pair counts where they contradict each other, on any scale: for
-        noise, one over its variance; for age, powers of a number below 1. A weight of 0 drops its
-        pair; on consistent pairs positive ones change nothing. None weighs all alike.
+        noise, one over the variance of `y_i / |s_i|`; for age, powers of a number below 1. A weight
+        of 0 drops its pair; on consistent pairs positive ones change nothing. Along directions that
+        only pairs of less than n eps of the largest weight have seen, these count alike.
+        Equal ones count unit steps alike, None all directions of their span.
       extrapolate: in [0, 1]; may be traced, and one outside then makes the operator NaN.
       rtol: directions of the unit steps below `rtol` times the largest singular value
         are dropped, as in `jnp.linalg.pinv`; None drops what is rounding noise. Which ones is a

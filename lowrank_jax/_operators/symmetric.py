@@ -400,7 +400,11 @@ class SymmetricLowRank:
         return jnp.asarray(c, self.core.dtype)
 
     def check(self) -> None:
-        """Raises an error for a batch of operators, or parts that are not real numbers."""
+        """Raises an error for a batch of operators, or parts that are not real numbers.
+
+        Whether the core is symmetric is not checked: give `(a + a.T) / 2` for a matrix that is only
+        nearly so.
+        """
         checks.vector(self.core, "core")
         checks.single(self.core)
         checks.vector(self.factors, "factors")
