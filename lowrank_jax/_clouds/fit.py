@@ -9,10 +9,10 @@ For every symmetric C the operator
     H_r = [Q; P]^T [[M, I], [I, C]] [Q; P]
 
 minimises `|Q H - Z|_F` over the symmetric H: the least squares of the secant equations
-`S H = Y` in whitened steps. Where the data are consistent, all of them satisfy
-`S H_r = Y`. C says how H_r acts outside the span of the steps, where nothing was measured:
-C = 0 is the H of least Frobenius norm, C = M^+ the one of least rank. Between them, for e
-in [0, 1], C is an inverse of M that is damped where curvature is small,
+`S H = Y` in whitened steps (weights change T and M, see `whitened`). Where the data are
+consistent, all of them satisfy `S H_r = Y`. C says how H_r acts outside the span of the steps,
+where nothing was measured: C = 0 is the H of least Frobenius norm, C = M^+ the one of least rank.
+Between them, for e in [0, 1], C is an inverse of M that is damped where curvature is small,
 
     C = e Re (e M + i W)^-1 = (M + W M^-1 W / e^2)^-1,
     W = d I + e f^2 / (d^2 + f^2) F,    d = 1.2 (1 - e) g,
@@ -191,7 +191,7 @@ def _fit(
         wide = tuple(tall.where(weights > 0, rows) for rows in wide)
     if n > structure.size(vector):
         *wide, weights = compress_to_dimension(*wide, eps=eps, rtol=rtol, weights=weights)
-        rtol = None  # it was applied
+        rtol = None  # it was applied where lengths were known
     else:
         wide = tuple(map(structure.pack, wide))
     pairs = whiten(*wide, eps=eps, rtol=rtol, weights=weights)

@@ -83,10 +83,10 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
     """Finds orthonormal combinations of n rows: rounds of pivoted Cholesky, then whitening.
 
     A round takes the Gram matrix of the combinations so far, and its pivoted Cholesky factor
-    makes them orthonormal as far as that can tell: down to a length of sqrt(n eps). What is
-    shorter is projected and lifted, for the next round to measure. Well-conditioned rows
-    need one round, others two or three. What is left is near the identity, and V, which
-    corrects it, carries all derivatives.
+    makes them orthonormal as far as that can tell: down to a length of 2 sqrt(n eps). What is
+    shorter is projected and lifted, for the next round to measure. Well-conditioned rows need one
+    round, others two to four. What is left is near the identity, for hundreds of rows that are
+    hardly above their noise not very, and V, which corrects it, carries all derivatives.
 
     The rank of rows is decided here and nowhere else: unit rows that are known to within `noise`
     have combinations t that are known to within `noise |t|`, and one that is not twice as long
@@ -151,15 +151,20 @@ def rounding_of_rows(n: int, dtype: jnp.dtype, eps: float) -> float:
 
 
 def _pivoted_cholesky(combine, inner, noise):
-    """One round: combinations of the rows with Gram matrix `inner`, orthonormal where it can tell.
+    """One round: combinations of the rows with Gram matrix G, orthonormal where G can tell.
 
-    Gram-Schmidt on `[G | T]`, the longest row first, and of two that are about as long the first
-    one: rounding is not to choose the basis, which is that of the next probes. Of a row that is
-    left too short for G to tell, what is left is only lifted. Where G can tell that it is no longer
-    than its noise, it vanishes: it is a combination t along which all others, those that were
-    taken too, lose their part, which changes no row of `T U`, and then it is zero. (Its length
-    before the others' parts are taken off says nothing: they were known to it only as well as
-    G was.)
+    Gram-Schmidt on the rows of `[G | T]`, the longest first, and of those that are nearly as long
+    (squared, within a factor of two) the first one: rounding is not to choose the basis, which
+    is that of the next probes. On the diagonal of G is what is left of each squared length,
+    known to about `short`, 4 n eps of what it was. A row that is
+
+    * longer than that is normalised, and its part taken off all that are free;
+    * shorter is lifted, as if it were that long, for the next round to measure;
+    * no longer than twice its noise, and G can tell, vanishes: it is a combination t of the rows
+      U with t U = 0. All others, those that were taken too, lose their part along t, which
+      changes no row of T U, hence nothing in G; then it is zero.
+
+    What a length is before the others' parts are taken off says nothing of noise.
     """
     n = len(inner)
     info = jnp.finfo(inner.dtype)
@@ -174,7 +179,7 @@ def _pivoted_cholesky(combine, inner, noise):
         short, least = 4 * n * info.eps * inner[i, i], 4 * noise**2 * size
         gone = jnp.maximum(square, short) <= least
         row = jnp.where(gone & (jnp.arange(2 * n) < n), 0, row)
-        beside = jnp.where(gone, product(rows[:, n:], row[n:]), rows[i, :n])
+        beside = jnp.where(gone, product(rows[:, n:], row[n:]), rows[i, :n])  # T t, or G's row
         beside = jnp.where(gone | (free & (square > short)), beside, 0)  # 0: it is only lifted
         square = jnp.maximum(jnp.where(gone, size, jnp.maximum(square, short)), info.tiny)
         own = jnp.where(gone, 1, 1 - lax.rsqrt(square))
