@@ -22,21 +22,22 @@ def secant_fit(s: np.ndarray, y: np.ndarray, extrapolate: float = 2 / 3) -> tupl
     a = z @ columns
     m = (a + _transposed(a)) / 2
     eye = np.broadcast_to(np.eye(s.shape[-2], dtype=s.dtype), m.shape)
-    core = np.block([[m, eye], [eye, _damped_inverse(m, z, extrapolate)]])
+    core = np.block([[m, eye], [eye, _damped_inverse(a, m, z, extrapolate)]])
     return np.concatenate([q, z - a @ q], axis=-2), core
 
 
-def _damped_inverse(m: np.ndarray, z: np.ndarray, e: float) -> np.ndarray:
-    """`e Re (e M + i W)^-1`, the W of `lowrank_jax.fit` but for rounding and contradictions."""
-    r, dtype = m.shape[-1], m.dtype
+def _damped_inverse(a: np.ndarray, m: np.ndarray, z: np.ndarray, e: float) -> np.ndarray:
+    """`e Re (e M + i W)^-1`, the W of `lowrank_jax.fit` but for what only rounding needs."""
+    r, dtype, eps = m.shape[-1], m.dtype, np.finfo(m.dtype).eps
     k = z @ _transposed(z)
     square = np.trace(k, axis1=-2, axis2=-1)
-    inverse = np.linalg.inv(
-        k + np.finfo(dtype).eps * square[..., None, None] * np.eye(r, dtype=dtype)
-    )
+    inverse = np.linalg.inv(k + eps * square[..., None, None] * np.eye(r, dtype=dtype))
     share = (np.sum(m * m, axis=(-2, -1)) / square + r**-2.0) / (1 + r**-2.0)
-    g = np.sqrt(r * share / np.trace(inverse, axis1=-2, axis2=-1))
-    width = (np.finfo(dtype).eps * np.sqrt(square) + 1.2 * (1 - e) * g)[..., None, None]
+    d = 1.2 * (1 - e) * np.sqrt(r * share / np.trace(inverse, axis1=-2, axis2=-1) / square)
+    u_squared = 0.2**2 * np.sum((a - m) ** 2, axis=(-2, -1)) / square / r
+    f_squared = e**2 * (eps + u_squared)
+    floor = e * f_squared / (d**2 + f_squared) * u_squared / np.sqrt(eps + u_squared)
+    width = (np.sqrt(square) * (eps + d + floor))[..., None, None]
     damped = np.linalg.inv(e * m + 1j * width.astype(dtype) * np.eye(r, dtype=dtype))
     return (e * damped.real).astype(dtype)
 

@@ -35,10 +35,11 @@ def test_dependent_pairs(rng, kind):
 
 
 def test_gradients_of_a_penalty_are_those_of_double_precision(rng):
-    w, points = rng.normal(size=(3, 6)), rng.normal(size=(5, 6))
+    """Of a quadratic loss: the fit to pairs that contradict each other depends on the precision."""
+    w, points = rng.normal(size=(6, 6)), rng.normal(size=(5, 6))
 
     def loss(x, w):
-        return jnp.sum(jnp.tanh(w @ x) ** 2)
+        return jnp.sum((w @ x) ** 2)
 
     def penalty(w):
         return lrj.secant_hessian(loss)(points.astype(w.dtype), w).frobenius_norm()
@@ -47,7 +48,7 @@ def test_gradients_of_a_penalty_are_those_of_double_precision(rng):
     with jax.enable_x64(True):
         truth = jax.grad(penalty)(w)
     assert found.dtype == np.float32
-    assert reference.relative_error(found, truth) < 1e-3
+    assert reference.relative_error(found, truth) < 5e-5
 
 
 def test_the_coarsest_leaf_decides_what_is_rounding(rng):

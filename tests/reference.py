@@ -85,7 +85,7 @@ def width(a, z, extrapolate, eps):
 
     h^2 is the harmonic mean of the eigenvalues of K, d = 1.2 (1 - e) g, f^2 = e^2 (eps + u^2),
     F = eps^(1/2) (K + h + eps K^-1) + u^2 / (eps + u^2)^(1/2), and the squares of g and u are
-    h^2 (|M|^2 / |Z|^2 + r^-2) / (1 + r^-2) and |A - M|^2 / (r |Z|^2).
+    h^2 (|M|^2 / |Z|^2 + r^-2) / (1 + r^-2) and 0.2^2 |A - M|^2 / (r |Z|^2).
     """
     m = (a + a.T) / 2
     n, total = len(m), np.sum(z * z)
@@ -95,7 +95,7 @@ def width(a, z, extrapolate, eps):
     inverse = np.linalg.inv(k + eps * eye)
     h = 1 / np.sqrt(np.mean(np.diag(inverse))) if n else 1
     g = h * np.sqrt((np.sum(m * m) / total + max(n, 1) ** -2.0) / (1 + max(n, 1) ** -2.0))
-    noise = np.sum((a - m) ** 2) / total / max(n, 1)
+    noise = 0.2**2 * np.sum((a - m) ** 2) / total / max(n, 1)
     d, f = 1.2 * (1 - extrapolate) * g, extrapolate * np.sqrt(eps + noise)
     floor = eps**0.5 * (k + h * eye + eps * inverse) + noise / np.sqrt(eps + noise) * eye
     w = d * eye + extrapolate * f**2 / (d**2 + f**2) * floor

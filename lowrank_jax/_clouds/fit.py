@@ -33,15 +33,15 @@ The floor F, which takes over where d falls below f, keeps from being inverted w
 what pairs of a loss that is not quadratic contradict each other by. In units of |Z|, and
 with K + eps I in place of K wherever it is inverted,
 
-    F = eps^(1/2) (K + h I + eps K^-1) + u^2 / (eps + u^2)^(1/2) I,    u^2 = |A - M|^2 / r,
+    F = eps^(1/2) (K + h I + eps K^-1) + u^2 / (eps + u^2)^(1/2) I,    u^2 = 0.2^2 |A - M|^2 / r,
     f^2 = e^2 (eps + u^2).
 
 The first term bounds what is made of a direction q that H turns, `q H q^T ~ 0`, but not `q H`, as
 SR1's skip rule does, and the second one does where `q H` is among the shortest; the third is as
 large as eps^(1/2) where `q H` is below eps^(1/2), hence K cannot tell it from rounding. The last
-one is u, the typical singular value of the contradiction, where that is above eps^(1/2). Without it
-directions along which H vanishes, but M does not, would undo the extrapolation of all others. The
-1.2, g and F are heuristics, chosen by measurement.
+one is u, a fifth of the typical singular value of the contradiction, where that is above eps^(1/2).
+Without it directions along which H vanishes, but M does not, would undo the extrapolation of
+all others. The 1.2, g, F and 0.2 are heuristics, chosen by measurement.
 """
 
 from typing import Any
@@ -58,7 +58,7 @@ from lowrank_jax._core.types import Rows, Scalar, Vector
 from lowrank_jax._operators.diagonal import DiagonalPlusLowRank, plus_diagonal
 from lowrank_jax._operators.symmetric import Operator, SymmetricLowRank
 
-DAMPING = 1.2  # the factor of d in the text above
+DAMPING, CONTRADICTION = 1.2, 0.2  # the factors of d and u in the text above
 
 
 def fit(
@@ -85,7 +85,8 @@ def fit(
       update of zero). It differentiates wherever the rank of the steps is constant.
     * 1 assumes rank n: where S Y^T is regular it is `Y^T (S Y^T)^-1 Y` (block SR1 from zero,
       Nystrom), and it is exact if rank H <= n. For an indefinite H it is large now and then, and
-      it changes fast where `S Y^T` is about to lose rank: by 1 / sqrt(eps) at most.
+      it changes fast where `S Y^T` is about to lose rank: by 1 / sqrt(eps) at most. Its second
+      derivatives at consistent pairs hold within sqrt(eps) of them.
     * Between, a direction extrapolates the more, the larger its curvature is beside the
       others'. An H of lower rank than the steps is exact, to rounding, at any value well above 0.
       The default, 2/3, is a heuristic: near the best of all fixed values over many spectra.
@@ -197,7 +198,8 @@ def _fit(
     pairs = whiten(*wide, eps=eps, rtol=rtol, weights=weights)
     a, k = pairs.products()
     m, eye = pairs.symmetric(a), xla.once(jnp.eye(len(a), dtype=a.dtype))
-    c = _damped_inverse(m, k, pairs.contradiction(a - m), pairs.kept, eye, extrapolate)
+    u_squared = CONTRADICTION**2 * pairs.contradiction(a - m)
+    c = _damped_inverse(m, k, u_squared, pairs.kept, eye, extrapolate)
     core = jnp.block([[m, eye], [eye, c]])
     factors = pairs.rows(_factors, a)  # the rows of Q and P
 
