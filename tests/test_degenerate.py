@@ -74,11 +74,12 @@ def test_many_steps_of_noise_alone_span_what_they_span(rng):
 
 def test_hundreds_of_steps_that_are_nearly_parallel_have_an_orthonormal_basis(rng):
     """Of 400, which differ by a hundred roundings, what is left to be whitened is not small."""
-    s = (rng.normal(size=800) + 1e-5 * rng.normal(size=(400, 800))).astype(np.float32)
-    basis = orthonormal.orthonormal(s, eps=2.0**-23)
-    rows = np.asarray(basis.rows, float)
-    np.testing.assert_allclose(rows @ rows.T, np.diag(basis.kept), atol=1e-5)
-    assert np.sum(basis.kept) > 300
+    for _ in range(6):
+        s = (rng.normal(size=800) + 1e-5 * rng.normal(size=(400, 800))).astype(np.float32)
+        basis = orthonormal.orthonormal(s, eps=2.0**-23)
+        rows = np.asarray(basis.rows, float)
+        np.testing.assert_allclose(rows @ rows.T, np.diag(basis.kept), atol=2.5e-6)
+        assert np.sum(basis.kept) > 300
 
 
 def test_a_coordinate_that_is_rounding_is_no_step_of_many_pairs(rng):

@@ -101,7 +101,9 @@ def test_the_size_of_ill_conditioned_steps_changes_no_bit(rng, exponent):
     s, y = np.float32(s), np.float32(s @ spectrum(rng, np.geomspace(1, 8, DIM)))
     g, factor = np.ones(DIM, np.float32), np.float32(2.0**exponent)
     found = direction_of(s, y, g)
-    np.testing.assert_array_equal(direction_of(factor * s, factor * y, g), found)
+    for longer in np.float32([1, 2.0**40]):  # times one over a step it is out of range
+        of_longer = direction_of(factor * s, factor * y, longer * g)
+        np.testing.assert_array_equal(of_longer, longer * found)
 
 
 def test_along_eigenvectors_the_model_is_the_magnitude_of_the_hessian_and_the_damping(rng):

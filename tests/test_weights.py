@@ -81,6 +81,17 @@ def test_weights_say_nothing_of_the_rank():
             np.testing.assert_allclose(found, a, atol=1e-12)
 
 
+@pytest.mark.parametrize(("height", "rtol"), [(1e-3, 0.05), (1e-17, None)])
+def test_what_is_left_of_more_pairs_than_dimensions_is_weighted(rng, height, rtol):
+    """Steps that are mirrored at a plane, and hardly leave it: as if they lay in it."""
+    plane, y = rng.normal(size=(4, 2)), rng.normal(size=(8, 3))
+    plane = np.tile(plane / np.linalg.norm(plane, axis=1, keepdims=True), (2, 1))
+    s = np.column_stack([plane, height * np.repeat([1, -1], 4)])
+    weights = 10.0 ** rng.uniform(-2, 2, 8)
+    found = dense(s, y, weights=weights, rtol=rtol)[:2, :2]
+    assert reference.relative_error(found, dense(plane, y[:, :2], weights=weights)) < 1e-9
+
+
 def test_weights_over_thirty_decades_make_nothing_large(rng):
     """Where nothing was measured rounding decides between two numbers, not on a third one."""
     s, y = rng.normal(size=(2, 2000, 4, 8)).astype(np.float32)

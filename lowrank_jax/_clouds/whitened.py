@@ -125,23 +125,20 @@ def compress_to_dimension(
     """
     inverse_norms = scaling.reciprocal(scaling.norms(steps))
     u, v = (structure.matrix(tall.scale(inverse_norms, rows)) for rows in (steps, grad_diffs))
-    basis = orthonormal(u.T, eps=eps)
-    c = of_slopes = basis.rows  # (D, n)
-    if weights is not None:
-        of_slopes, (weights, *_) = _weighted(c, c.T, basis.kept, weights)
-    u, v = tall.combine(c, u), tall.combine(of_slopes, v)
+    c = orthonormal(u.T, eps=eps).rows  # (D, n)
     if rtol is not None:
-        x, s, _ = svd(lax.stop_gradient(u))
-        x = jnp.where((s > rtol * s[0])[None, :], x, 0)
-        u, v = tall.combine(x.T, u), tall.combine(x.T, v)
-        weights = None if weights is None else product(x.T, weights, x)
+        x, s, _ = svd(lax.stop_gradient(tall.combine(c, u)))
+        c = tall.combine(jnp.where((s > rtol * s[0])[None, :], x, 0).T, c)
     # A coordinate that is only rounding was lifted in U^T, and must not become a step again.
-    sizes = scaling.norms(u)
+    sizes = scaling.norms(tall.combine(c, u))
     least = 2 * rounding_of_rows(len(c.T), u.dtype, eps) * jnp.max(sizes)
-    seen = lax.stop_gradient(sizes > least).astype(u.dtype)
-    u, v = tall.scale(seen, u), tall.scale(seen, v)
-    sizes = seen * sizes
-    return u, v, None if weights is None else weights * sizes[:, None] * sizes[None, :]
+    seen = lax.stop_gradient(sizes > least)
+    c, sizes = tall.where(seen, c), jnp.where(seen, sizes, 0)
+    if weights is None:
+        return tall.combine(c, u), tall.combine(c, v), None
+    of_slopes, (weights, *_) = _weighted(c, c.T, seen, weights)
+    weights = weights * sizes[:, None] * sizes[None, :]
+    return tall.combine(c, u), tall.combine(of_slopes, v), weights
 
 
 def whiten(
