@@ -452,8 +452,8 @@ MUTANTS = (
     Mutant(
         "pairs that contradict each other are made conjugate all the same",
         "_training.direction",
-        "share = size * scaling.reciprocal(size + gap)",
-        "share = jnp.ones_like(gap)",
+        "share = size * scaling.reciprocal(size + (column - row[:n]) ** 2)",
+        "share = jnp.ones_like(column)",
         "test_optim.py::"
         "test_pairs_that_contradict_each_other_are_made_conjugate_as_far_as_they_agree",
     ),

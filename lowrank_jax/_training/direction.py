@@ -120,24 +120,25 @@ def _with_newest(products, s, y, g, newest):
     places = newest + jnp.array([0, n], newest.dtype)
     at = places[:, None] == jnp.arange(2 * n, dtype=newest.dtype)[None, :]
     scales = jnp.where(at[0], scale[0], jnp.where(at[1], scale[1], products.scales))
-    along = xla.blockwise_sum(_along, (scales, scale), s, y, new)
-    gram, of_rows = products.gram, along[: 2 * n]
+    of_rows, square = xla.blockwise_sum(_along, (scales, scale), s, y, new)
+    gram = products.gram
     for i in range(2):
         gram = jnp.where(at[i][:, None], of_rows[None, :, i], gram)
         gram = jnp.where(at[i][None, :], of_rows[:, None, i], gram)
     per_g = jnp.where(scale[2] > 0, scale[2], 1)
-    return Products(scales, gram), of_rows[:, 2], along[2 * n + 2, 2], per_g
+    return Products(scales, gram), of_rows[:, 2], square, per_g
 
 
 def _along(small, s, y, new):
-    """Inner products of all rows, and of the new ones, with the new ones.
+    """Inner products of all rows with the new ones, and of the last new one with itself.
 
     One at a time: on a CPU a product with three vectors takes longer than three with one each.
     """
     scales, scale = small
     n, new = len(s), tall.scale(scale, new)
-    sets = tall.scale(scales[:n], s), tall.scale(scales[n:], y), new
-    return jnp.stack([jnp.concatenate([tall.gram(x, v) for x in sets]) for v in new], axis=1)
+    sets = tall.scale(scales[:n], s), tall.scale(scales[n:], y)
+    of_rows = [jnp.concatenate([tall.gram(x, v) for x in sets]) for v in new]
+    return jnp.stack(of_rows, axis=1), tall.gram(new[2:], new[2:])[0, 0]
 
 
 def _combined(scales, of_pairs, of_grad, s, y, g):
@@ -170,16 +171,15 @@ def _solved(gram, with_g, first, damping):
         )
         b = b + more * a
     w, t, used = _conjugate(w)
-    k, a, b = product(t, k, t.T), product(t, a), product(t, b)
-
     pivots = jnp.where(used, diagonal(w), 1)
     signs = jnp.where(used, jnp.sign(pivots), 0)
     lower = jnp.tril(jnp.where(used[:, None], w * signs[None, :], 0), -1)
     system = lower + jnp.diag(jnp.abs(pivots))
-    u = _triangular(system, jnp.where(used, a, 0), transposed=False)
-    right = jnp.abs(pivots) * u - signs * (b - product(k, signs * u)) / c
-    v = _triangular(system, jnp.where(used, right, 0), transposed=True)
-    of_steps, of_grad_diffs = product(t.T, v), -product(t.T, signs * u) / c
+    u = _triangular(system, jnp.where(used, product(t, a), 0), transposed=False)
+    of_grad_diffs = product(t.T, signs * u)
+    right = jnp.abs(pivots) * u - signs * product(t, b - product(k, of_grad_diffs)) / c
+    of_steps = product(t.T, _triangular(system, right, transposed=True))
+    of_grad_diffs = -of_grad_diffs / c
     if damping is not None:
         of_steps = of_steps + more * of_grad_diffs
     return jnp.concatenate([of_steps, of_grad_diffs]), 1 / c
@@ -189,23 +189,21 @@ def _conjugate(w):
     """W of the conjugate pairs, T with which they are made of the pairs, and which count."""
     n, eps = len(w), float(jnp.finfo(w.dtype).eps)
     measured = jnp.abs(diagonal(w))
-    order = jnp.arange(n)
+    least = 8 * n * eps * measured
 
-    def step(j, state):
-        w, t, used = state
-        pivot = w[j, j]
-        counts = jnp.abs(pivot) > 8 * n * eps * measured[j]
+    def step(j, both):  # [W | T]: rows of both, then columns of W
+        row, column, pivot = both[j], both[:, j], both[j, j]
         size = AGREEMENT**2 * jnp.abs(pivot) * measured
-        gap = (w[:, j] - w[j]) ** 2
-        share = size * scaling.reciprocal(size + gap)
-        along = share * w[:, j] * scaling.reciprocal(pivot)
-        along = jnp.where((order > j) & counts, along, 0)
-        w = w - along[:, None] * w[j][None, :]
-        w = w - w[:, j][:, None] * along[None, :]
-        return w, t - along[:, None] * t[j][None, :], used & (counts | (order != j))
+        share = size * scaling.reciprocal(size + (column - row[:n]) ** 2)
+        older = (jnp.arange(n) > j) & (jnp.abs(pivot) > least[j])
+        along = jnp.where(older, share * column * scaling.reciprocal(pivot), 0)
+        left, columns = column - along * pivot, jnp.pad(along, (0, n))
+        return both - along[:, None] * row[None, :] - left[:, None] * columns[None, :]
 
-    start = w, xla.once(jnp.eye(n, dtype=w.dtype)), xla.vary_like(jnp.ones(n, bool), w)
-    return lax.fori_loop(0, n, step, start)
+    both = jnp.concatenate([w, jnp.eye(n, dtype=w.dtype)], axis=1)
+    both = lax.fori_loop(0, n, step, both)
+    w, t = both[:, :n], both[:, n:]
+    return w, t, jnp.abs(diagonal(w)) > least
 
 
 def _triangular(m, right, *, transposed):
