@@ -43,7 +43,7 @@ def lowrank_hessian(
     The steps of a pass have the length `step`; by default it is measured along the first of them,
     where the noise of the gradients and truncation are balanced. `pairs.rounding` is an estimate of
     the error of each pass relative to the largest curvature: how far two lengths of the step
-    disagree, or how far the pairs are from symmetric, whichever is more. Where it is above 0.1, no
+    disagree, or how far the pairs are from symmetric, whichever is more. Where it is above 0.05, no
     step is good, as at a kink, with noise or in half precision. Exact products help then
     (`lowrank_from_product`), or a `step` as long as what is of interest; without either,
     `extrapolate=0` loses least. A caller who asks again gives the `step` that was found, the norm
