@@ -158,7 +158,8 @@ def secant_newton(
       `static_args`. A line search has no derivative in reverse mode, but in forward mode.
 
     Raises:
-      TypeError, ValueError: as `scale_by_secant` does.
+      TypeError: as `scale_by_secant`, and from `update` where the line search lacks an argument.
+      ValueError: as `scale_by_secant` does.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -181,7 +182,19 @@ def secant_newton(
     if learning_rate is not None:
         return optax.chain(scaler, optax.scale_by_learning_rate(learning_rate))
     search = optax.scale_by_zoom_linesearch(max_linesearch_steps=20, initial_guess_strategy="one")
-    return optax.chain(scaler, optax.scale(-1.0), search)
+    searching = optax.chain(scaler, optax.scale(-1.0), search)
+
+    def update(updates, state, params=None, **extra):
+        missing = {"value", "grad", "value_fn"} - extra.keys()
+        if missing:
+            raise TypeError(
+                "update of secant_newton with its line search must get value, grad and value_fn, "
+                f"as that of optax.lbfgs, got no {', '.join(sorted(missing))}; "
+                "or give a learning_rate"
+            )
+        return searching.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(searching.init, update)
 
 
 class PreconditionTopCurvatureState(NamedTuple):

@@ -136,8 +136,9 @@ assert count < count_of_differences
 # * **afresh**, by 78 gradients at each step;
 # * **Bofill's update**, the usual one: the old Hessian is corrected so that it satisfies the last
 #   pair `H s = y`, by a mixture of Powell's symmetric and the symmetric rank-one formula;
-# * **`lrj.fit((s, y), base=h)`**, the least change of the old Hessian that satisfies the pair,
-#   extrapolated as in any fit. `truncate` keeps the number of factors, so nothing is compiled
+# * **`lrj.fit(pair, base=h)`**, a change of the old Hessian that satisfies the pair, the least one
+#   at `extrapolate=0` and extrapolated here. The pair is `(s[None], y[None])`: rows come first.
+#   `truncate` keeps the number of factors, so nothing is compiled
 #   anew after the second step.
 #
 # The updates begin with the Hessian of part 1. All three take the same steps from the same start.
@@ -199,7 +200,7 @@ start_hessian = h.truncate(3 * ATOMS)
 METHODS = {
     "a fresh Hessian at each step": (afresh, np.asarray(start_hessian.to_dense())),
     "Bofill's update": (bofill, np.asarray(start_hessian.to_dense())),
-    "fit((s, y), base=h)": (least_change, start_hessian),
+    "fit(pair, base=h)": (least_change, start_hessian),
 }
 soft = np.linalg.eigh(at_minimum)[1][:, 6:11]  # the five softest vibrations
 pushes = np.random.default_rng(0).normal(size=(2 if QUICK else 8, 5))
@@ -240,7 +241,7 @@ assert ours <= 1.05 * usual < fresh / 28
 
 # %%
 say("3. down from the saddle")
-saddle = searches["fit((s, y), base=h)"][0][0]
+saddle = searches["fit(pair, base=h)"][0][0]
 at_saddle, _ = hessian_at(saddle, key=jax.random.key(1))
 values, vectors = at_saddle.eigh()
 (negative,) = np.flatnonzero(np.asarray(values) < -1e-3)

@@ -291,13 +291,14 @@ def check_shifted(p):
         inverse = np.linalg.inv(both)
         size, condition = np.linalg.norm(inverse, 2), np.linalg.cond(both)
         tolerance = 200 * p.eps * (p.choices.dim + p.choices.n) * condition
+        stored = max(size, np.max(1 / d))  # an inverse is kept as 1 / d and factors
         yield p.flat(h.solve(p.tree(v), damping)), inverse @ v, tolerance, size * np.linalg.norm(v)
         logs = np.linalg.slogdet(both)[1]
         yield h.logdet(damping), logs, tolerance, max(1, abs(logs))
-        yield h.inverse(damping).to_dense(), inverse, tolerance, size
+        yield h.inverse(damping).to_dense(), inverse, tolerance, stored
         operators = h.plus_diagonal(damping), h.inverse(damping).inverse()
         for one in operators:
-            yield one.to_dense(), both, tolerance * condition, np.linalg.norm(both, 2)
+            yield one.to_dense(), both, tolerance, stored * np.linalg.norm(both, 2) ** 2
         one = operators[0]
         yield p.flat(one @ p.tree(v)), both @ v, tolerance, np.linalg.norm(both) * np.linalg.norm(v)
         yield one.trace(), np.trace(both), tolerance, np.trace(np.abs(both))

@@ -553,6 +553,23 @@ CASES = {
         TypeError,
         r"rows must be integers, got \[\[0\], \[1, 2\]\]",
     ),
+    "a line search without what it needs": (
+        lambda: lrj.optim.secant_newton().update(
+            ROW, lrj.optim.secant_newton().init(ROW), ROW, value=1.0
+        ),
+        TypeError,
+        "update of secant_newton with its line search must get .* got no grad, value_fn; or give",
+    ),
+    "a module with its functions": (
+        lambda: lrj.lowrank_hessian(square, 2)({"x": ROW, "f": jnp.tanh}, key=KEY),
+        TypeError,
+        r"x\['f'\] must be an array, got .*; of a module give its arrays alone: equinox.partition",
+    ),
+    "one pair without its leading axis": (
+        lambda: lrj.fit((ROW, ROW), base=lrj.SymmetricLowRank(jnp.eye(4), jnp.eye(4))),
+        ValueError,
+        r"pairs.steps must have the shape that a factor of base gives, \(n, 4\), got \(4,\)",
+    ),
     "a model without a Hessian": (
         lambda: model(hessian=np.eye(4)).newton_step(1.0),
         TypeError,

@@ -119,7 +119,7 @@ def lowrank_hessian_from_gradient(
     Forces of a simulator (with the sign changed), scores of a diffusion model, a kernel without
     forward derivatives, NumPy code, gradients that read files or sum over data larger than
     memory. The field is taken for a gradient: of a Jacobian that is not symmetric the
-    symmetric part is found.
+    symmetric part is found, once the steps span the space; `asymmetry` says how far from it.
 
     Where nothing is traced, `grad_fn` is called as it is, for one point at a time: jit it if it is
     JAX code. Points are NumPy arrays, its own copies, where x is given as such, in the

@@ -41,7 +41,8 @@ def ritz_pairs(pairs: SecantPairs | tuple[Rows, Rows]) -> RitzPairs:
     (Krylov-Weinstein). Where they are not, as gradient differences of a loss that is not
     quadratic, the second term has what contradicts symmetry; the rest of their error is not in the
     residual. Of pairs from `lowrank_hessian` `pairs.rounding` estimates it, relative to the
-    largest slope: what is below `max(pairs.rounding)` times the largest value says little.
+    largest slope: add `max(pairs.rounding)` times the largest value to each residual. It is not the
+    eigenvalue of the same number where the residual is not below the gap to the next one.
     The values are those of H on the span of the steps: the operator of
     `fit` extrapolates, and its eigenvalues differ.
 

@@ -96,8 +96,11 @@ def like(
         )
     others = jax.tree.leaves(pattern)
     for (path, leaf), other in zip(tree_flatten_with_path(tree)[0], others, strict=True):
-        shape = (*leaf.shape[:lead], *other.shape[pattern_lead:])
-        if leaf.shape != shape:
+        row = other.shape[pattern_lead:]
+        if leaf.shape[lead:] != row or leaf.ndim < lead:
+            shape: Any = (*leaf.shape[:lead], *row)
+            if lead and leaf.ndim != len(row) + lead:
+                shape = f"({', '.join(map(str, ('n',) * lead + row))})"
             raise ValueError(
                 f"{name + keystr(path)} must have the shape that {pattern_name} gives, "
                 f"{shape}, got {leaf.shape}"
@@ -267,7 +270,10 @@ def _floating(dtype: Any, path: str) -> None:
 
 def _dtype(leaf: Any, path: str, expected: str = "an array") -> Any:
     if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
-        raise TypeError(f"{path} must be {expected}, got {type(leaf).__name__}")
+        found = type(leaf).__name__
+        if callable(leaf):
+            found += "; of a module give its arrays alone: equinox.partition, nnx.split"
+        raise TypeError(f"{path} must be {expected}, got {found}")
     try:
         return jnp.result_type(leaf)
     except TypeError as error:  # a dtype that JAX has not, such as text
