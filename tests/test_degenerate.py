@@ -72,6 +72,7 @@ def test_many_steps_of_noise_alone_span_what_they_span(rng):
         np.testing.assert_allclose(inner, np.diag(basis.kept), atol=0.1)
 
 
+@pytest.mark.usefixtures("fully_compiled")
 def test_hundreds_of_steps_that_are_nearly_parallel_have_an_orthonormal_basis(rng):
     """Of 400, which differ by a hundred roundings, what is left to be whitened is not small."""
     for _ in range(6):

@@ -122,6 +122,7 @@ def errors_of(pairs, h, vectors, candidates):
     return error, jnp.stack(errors)
 
 
+@pytest.mark.usefixtures("fully_compiled")
 def test_leave_one_out_estimates_the_error_and_chooses_extrapolation():
     dim, n, problems = 200, 16, 50
     candidates = np.array([0, 1 / 2, 2 / 3, 4 / 5], np.float32)
