@@ -482,8 +482,8 @@ MUTANTS = (
     Mutant(
         "wrong shapes come in",
         "_core.checks",
-        "        if leaf.shape != shape:\n",
-        "        if leaf.ndim != len(shape):\n",
+        "        if leaf.shape[lead:] != row or leaf.ndim < lead:\n",
+        "        if leaf.ndim != lead + len(row):\n",
         "test_errors.py::test_wrong_input_is_an_error_that_says_what_is_wrong"
         "[a direction that does not fit]",
     ),
