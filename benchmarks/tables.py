@@ -108,16 +108,17 @@ def networks() -> str:
     rows = []
     for name, case in load()["networks"]["cases"].items():
         ours, alone = case["methods"]["lowrank_hessian"], case["methods"]["gradients"]
-        times = f"{ours['seconds'] / alone['seconds']:.2f} times"
-        rows.append((name, _time(ours), _time(alone), times))
+        rows.append((name, _time(ours), _time(alone), f"{ours['times_gradients']:.2f} times"))
     return _markdown(("", "`lowrank_hessian`, 5 x 4", "21 gradients alone", ""), rows)
 
 
 def leaves() -> str:
     """First calls for 48 leaves and for one."""
     cases = [case["methods"] for case in load()["leaves"]["cases"].values()]
-    names = [name for name in cases[0] if name != "gradient"]
-    rows = [(_in_code(name), *(_time(of[name]) for of in cases)) for name in names]
+    rows = []
+    for name in list(cases[0])[1:]:  # the first one is the gradient
+        call = re.sub(" (in|and) ", r"` \1 `", f"`{name}`")
+        rows.append((call, *(_time(of[name]) for of in cases)))
     return _markdown(("first call", "48 leaves", "one vector"), rows)
 
 
@@ -409,11 +410,6 @@ def _code(method):
     """A method's name, those of Python as code."""
     parts = method.split(", ")
     return ", ".join(f"`{x}`" if re.search("[a-z][._][a-z]", x) else x for x in parts)
-
-
-def _in_code(call):
-    """Calls in code, the words between them not."""
-    return re.sub(r"\w+_\w+(\(\w+\))?|solve|jit", lambda name: f"`{name[0]}`", call)
 
 
 def _with_error(of):

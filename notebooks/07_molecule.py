@@ -138,8 +138,7 @@ assert count < count_of_differences
 #   pair `H s = y`, by a mixture of Powell's symmetric and the symmetric rank-one formula;
 # * **`lrj.fit(pair, base=h)`**, a change of the old Hessian that satisfies the pair, the least one
 #   at `extrapolate=0` and extrapolated here. The pair is `(s[None], y[None])`: rows come first.
-#   `truncate` keeps the number of factors, so nothing is compiled
-#   anew after the second step.
+#   `truncate` keeps the number of factors, so nothing is compiled anew after the second step.
 #
 # The updates begin with the Hessian of part 1. All three take the same steps from the same start.
 

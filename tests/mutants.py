@@ -458,6 +458,13 @@ MUTANTS = (
         "test_pairs_that_contradict_each_other_are_made_conjugate_as_far_as_they_agree",
     ),
     Mutant(
+        "a pair of which rounding is left is taken off older ones",
+        "_training.direction",
+        "older = (jnp.arange(n) > j) & (jnp.abs(pivot) > least[j])",
+        "older = jnp.arange(n) > j",
+        "test_optim.py::test_what_is_rounding_beside_newer_pairs_counts_for_nothing",
+    ),
+    Mutant(
         "negative curvature attracts",
         "_training.direction",
         "signs = jnp.where(used, jnp.sign(pivots), 0)",
@@ -482,7 +489,7 @@ MUTANTS = (
     Mutant(
         "wrong shapes come in",
         "_core.checks",
-        "        if leaf.shape[lead:] != row or leaf.ndim < lead:\n",
+        "        if leaf.shape != (*leading, *row):\n",
         "        if leaf.ndim != lead + len(row):\n",
         "test_errors.py::test_wrong_input_is_an_error_that_says_what_is_wrong"
         "[a direction that does not fit]",

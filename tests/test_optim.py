@@ -106,6 +106,18 @@ def test_the_size_of_ill_conditioned_steps_changes_no_bit(rng, exponent):
         np.testing.assert_array_equal(of_longer, longer * found)
 
 
+def test_what_is_rounding_beside_newer_pairs_counts_for_nothing(rng):
+    """A step that is nearly the newest one: what is left of it has a curvature that is noise."""
+    a = spectrum(rng, np.geomspace(1, 8, DIM))
+    for _ in range(20):
+        older, newest, apart = rng.normal(size=(3, DIM))
+        s = np.float32([older, newest + 10 ** rng.uniform(-6, -4) * apart, newest])
+        y, g = np.float32(s @ a), rng.normal(size=DIM).astype(np.float32)
+        found = direction_of(padded(s), padded(y), g)
+        expected = direction_of(padded(s[::2]), padded(y[::2]), g)
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
 def test_along_eigenvectors_the_model_is_the_magnitude_of_the_hessian_and_the_damping(rng):
     values, vectors = np.linalg.eigh(draws.symmetric(rng, DIM))
     some = vectors[:, [0, 1, 5, 11]]

@@ -133,7 +133,7 @@ def compress_to_dimension(
     sizes = scaling.norms(tall.combine(c, u))
     least = 2 * rounding_of_rows(len(c.T), u.dtype, eps) * jnp.max(sizes)
     seen = lax.stop_gradient(sizes > least)
-    c, sizes = tall.where(seen, c), jnp.where(seen, sizes, 0)
+    c = tall.where(seen, c)
     if weights is None:
         return tall.combine(c, u), tall.combine(c, v), None
     of_slopes, (weights, *_) = _weighted(c, c.T, seen, weights)

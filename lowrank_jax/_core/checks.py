@@ -97,10 +97,9 @@ def like(
     others = jax.tree.leaves(pattern)
     for (path, leaf), other in zip(tree_flatten_with_path(tree)[0], others, strict=True):
         row = other.shape[pattern_lead:]
-        if leaf.shape[lead:] != row or leaf.ndim < lead:
-            shape: Any = (*leaf.shape[:lead], *row)
-            if lead and leaf.ndim != len(row) + lead:
-                shape = f"({', '.join(map(str, ('n',) * lead + row))})"
+        leading = leaf.shape[:lead] if leaf.ndim == lead + len(row) else ("n",) * lead
+        if leaf.shape != (*leading, *row):
+            shape = str((*leading, *row)).replace("'", "")
             raise ValueError(
                 f"{name + keystr(path)} must have the shape that {pattern_name} gives, "
                 f"{shape}, got {leaf.shape}"
