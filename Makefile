@@ -4,6 +4,7 @@
 #   make soak                           random problems through every public function, 20 minutes
 #   make device                         checks and benchmarks of the device that JAX finds
 #   make docs | docs-quick              the site with all notebooks executed, the same in minutes
+#   make docs-pages                     the site without what notebooks print, in seconds
 #   make bench | bench-quick            all benchmarks, the same in minutes
 #   make figures                        figures and table of the README and the site, from results
 #   PYTHON=python3.13 make test         with another one
@@ -13,14 +14,14 @@ VENV := .venv-$(VERSION)
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: demo test check soak lint bench bench-quick device docs docs-quick figures format clean
+.PHONY: demo test check soak lint bench bench-quick device docs docs-quick docs-pages figures format clean
 
 demo: $(READY)
 	$(BIN)/python notebooks/01_quickstart.py
 
 # One thread of linear algebra for each process: more would wait for each other.
 test: $(READY)
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=15
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=15 $(SELECT)
 
 soak: $(READY)
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.soak
@@ -55,11 +56,14 @@ figures: $(READY)
 
 # Strict: a warning, a broken link, a missing reference or a failing notebook ends it.
 docs: $(VENV)/.ready-docs
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky docs build/docs
+	$(BIN)/python -m sphinx $(EXECUTION) --fail-on-warning --keep-going --nitpicky docs build/docs
 	@echo "open build/docs/index.html"
 
 docs-quick: export QUICK = 1
 docs-quick: docs
+
+docs-pages: export EXECUTION = -D nb_execution_mode=off
+docs-pages: docs
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,9 +1,7 @@
 """Every test runs in double precision, with implicit promotions of dtype or rank an error.
 
 `JAX_ENABLE_X64=0` runs them in single precision. Most of the time is compilation: it is asked
-for few optimizations, but where `JAX_DISABLE_MOST_OPTIMIZATIONS=0` is set. Half of what is left
-goes to the new emitters of fused kernels, which only JAX 0.10 can do without. Examples and
-notebooks, in processes of their own, have them there too.
+for few optimizations, but where `JAX_DISABLE_MOST_OPTIMIZATIONS=0` is set; see also `quick`.
 """
 
 import gc
@@ -14,16 +12,17 @@ import jax
 import numpy as np
 import pytest
 
+from tests import quick
+
 
 def is_set(name):
     return os.environ.get(name, "1") != "0"
 
 
-if jax.__version_info__[:2] == (0, 10):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
-    jax.devices()  # reads the flags
-    os.environ["XLA_FLAGS"] = flags
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{flags} {quick.XLA_FLAGS}"
+jax.devices()  # reads the flags
+os.environ["XLA_FLAGS"] = flags
 jax.config.update("jax_enable_x64", is_set("JAX_ENABLE_X64"))
 jax.config.update("jax_disable_most_optimizations", is_set("JAX_DISABLE_MOST_OPTIMIZATIONS"))
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -15,6 +15,13 @@ import lowrank_jax as lrj
 DIM = 64
 
 
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+
+
 def rows(n, leaves=None):
     """Shapes of n rows: one array, or many small leaves."""
     if leaves is None:
@@ -40,8 +47,12 @@ METHODS = {
 
 
 def count(function, *args):
-    """The number of fusions of the program that is compiled for these shapes."""
-    return jax.jit(function).lower(*args).compile().as_text().count(" fusion(")
+    """The number of fusions of the program that is compiled for these shapes.
+
+    What becomes of them afterwards, machine code, is not to take time.
+    """
+    program = jax.jit(function).lower(*args).compile(compiler_options=QUICK)
+    return program.as_text().count(" fusion(")
 
 
 def of_methods(names, k, leaves=None):

@@ -96,6 +96,7 @@ def spectra(rng, dim, n):
     }
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("n", [8, 16])
 def test_the_shift_that_is_chosen_is_near_the_best(rng, n):
     """Over draws of spectra; the best of a grid of shifts, and of the one chosen."""

@@ -20,6 +20,7 @@ from tests.reference import low_rank, relative_error
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results/cpu"
+pytestmark = pytest.mark.study
 
 
 class Clock:

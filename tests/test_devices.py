@@ -1,6 +1,5 @@
 """Several devices and several processes, on one machine: the same curvature, little traffic."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -8,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.quick import environment
+
 ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": str(ROOT),
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # most of the time is compilation
-}
+ENVIRONMENT = environment(PYTHONPATH=str(ROOT))
 
 
 def test_passes_on_eight_devices():

@@ -1,7 +1,6 @@
 """The README and the pages print what they say and show what the results say."""
 
 import inspect
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 import lowrank_jax as lrj
 from benchmarks import plot, tables
+from tests.quick import environment
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -28,7 +28,7 @@ def run(*command):
     """What a program prints, in single precision."""
     found = subprocess.run(
         [sys.executable, *command],
-        env={**os.environ, "JAX_ENABLE_X64": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env=environment(JAX_ENABLE_X64="0"),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -119,6 +119,7 @@ def test_every_figure_is_shown_and_made():
     assert shown == {path.stem for path in plot.FIGURES.glob("*.png")} == set(sources())
 
 
+@pytest.mark.study
 def test_what_the_figures_explain_is_still_so(tmp_path):
     """The numbers in `docs/figures/*.json` are those of the library as it is."""
     run("docs/figures.py", "--data", str(tmp_path))

@@ -50,6 +50,7 @@ def test_of_an_operator_that_is_exact_nothing_is_missing(rng, diagonal):
         np.testing.assert_allclose(estimate.standard_error, np.zeros_like(value), atol=1e-8)
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("name", SPECTRA)
 def test_error_bars_cover_the_truth_as_often_as_they_say(rng, name):
     """Of 200 keys: the trace and the diagonal in 90 to 99 percent, the error within a factor 2."""

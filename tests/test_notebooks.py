@@ -1,13 +1,14 @@
 """Every notebook runs as a script, without a warning, and makes its figure."""
 
 import ast
-import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from tests.quick import environment
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
 
@@ -30,6 +31,7 @@ def test_a_name_means_one_thing(notebook):
     assert not [name for name, count in counts.items() if count > 1]
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(notebook):
     name = notebook.stem.partition("_")[2]
@@ -37,10 +39,7 @@ def test_notebook_runs(notebook):
     figure.unlink(missing_ok=True)
     run = subprocess.run(
         [sys.executable, "-W", "error", str(notebook), "--quick"],
-        env={
-            **os.environ,
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        },  # most of the time is compilation
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

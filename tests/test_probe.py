@@ -130,6 +130,7 @@ def _data(z):
     return jnp.asarray(DATA, z.dtype)
 
 
+@pytest.mark.study
 def test_the_default_step_is_near_the_best_one_at_all_scales(rng):
     """For 24 problems, ten points each, of scales of x, gradients and curvature 1e6 apart."""
     v = rng.normal(size=(8, 10))

@@ -122,6 +122,7 @@ def errors_of(pairs, h, vectors, candidates):
     return error, jnp.stack(errors)
 
 
+@pytest.mark.study
 @pytest.mark.usefixtures("fully_compiled")
 def test_leave_one_out_estimates_the_error_and_chooses_extrapolation():
     dim, n, problems = 200, 16, 50
@@ -165,6 +166,7 @@ def errors_of_rtol(pairs, h, candidates):
     return [jnp.linalg.norm(lrj.fit(pairs, rtol=r).to_dense() - h) for r in candidates]
 
 
+@pytest.mark.study
 @pytest.mark.parametrize(("noise", "gain"), [(0.0, 1.0), (0.1, 0.5)])
 def test_rtol_is_chosen_for_noisy_gradients_at_ill_conditioned_steps(noise, gain):
     candidates = np.array([0, 1e-3, 1e-2, 0.1, 0.3])

@@ -51,6 +51,7 @@ def test_contradictions_are_in_the_residuals(rng):
     np.testing.assert_allclose(residuals, truth, rtol=1e-10)
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("noise", [1e-4, 1e-2])
 def test_of_noisy_gradients_the_error_of_the_pairs_and_the_residual_are_the_bar(rng, noise):
     """Residuals alone are not: more than one eigenvalue in ten lies beyond them."""
@@ -94,6 +95,7 @@ def test_trees_scales_float32_lanes_and_what_is_not_finite(rng):
     assert found.vectors["b"].shape == (3, 3, 4)
 
 
+@pytest.mark.study
 def test_the_leading_eigenvalues_of_a_network_have_honest_residuals(rng):
     w, x = rng.normal(size=(30, 20)), rng.normal(size=20)
 

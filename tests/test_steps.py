@@ -28,6 +28,7 @@ SUBSET = (
 )
 
 
+@pytest.mark.study
 def test_measured_steps_are_near_the_best_and_their_error_is_known():
     """The thresholds of the study in `benchmarks/steps.py`, on a subset of its problems."""
     found = [each for name in SUBSET for each in steps.study(name, steps.PROBLEMS[name]())]

@@ -115,6 +115,7 @@ def test_a_weight_of_zero_drops_its_pair_and_their_scale_says_nothing(rng, kind)
         assert reference.relative_error(dense(s, y, weights=scale * weights), expected) < 1e-12
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("start", [(-1.2, 1, -1.2, 1, -1.2), (0, 0, 0, 0, 0)])
 def test_weights_by_age_follow_a_hessian_that_changes(start):
     """The last 37 pairs of BFGS on Rosenbrock's function in five dimensions."""

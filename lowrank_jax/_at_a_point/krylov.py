@@ -217,12 +217,12 @@ def counter(total: int, progress: bool, what: str) -> Iterator[Callable]:
 def _new_directions(before: Rows, steps: Rows, offset: jax.Array) -> Rows:
     """Orthonormal rows: what rows add to the span of the first `offset` steps, or random ones.
 
-    Four rounds of: unit length, projected, orthonormalised. What the first one leaves little of
+    A zero row is replaced by one of the random ones that wait in the place of the steps to come.
+    Then two rounds of: unit length, projected, orthonormalised. What the first one leaves little of
     keeps rounding errors along the steps, which its unit length in the second one
-    magnifies. A row that is short in the second one as well was nothing but rounding; like
-    a zero row it is replaced by one of the random ones that wait in the place of the steps to
-    come, and those have two rounds too. A row that is short in the last one has found
-    no room: it becomes zero. (The steps are orthonormal to within the rounding of the points.)
+    magnifies. A row that is short in the second one as well was nothing but rounding and becomes
+    zero; where there is one, all of this is done once more. A row that is zero then has found
+    no room. (The steps are orthonormal to within the rounding of the points.)
     """
     count = structure.length(before)
     before, known = structure.widen((before, steps))
@@ -241,7 +241,14 @@ def _new_directions(before: Rows, steps: Rows, offset: jax.Array) -> Rows:
         outside = jax.tree.map(jnp.subtract, found, inside)
         return tall.combine(_gram_schmidt(tall.gram(outside, outside), short, least), outside), None
 
-    found, _ = lax.scan(once, before, jnp.array([0, 1 / 4, 0, 1 / 4], dtype))
+    def twice(found):
+        return lax.scan(once, found, jnp.array([0, 1 / 4], dtype))[0]
+
+    def complete(found, first):
+        missing = ~jnp.all(scaling.max_abs(found) > 0)
+        return lax.cond(first | missing, twice, lambda found: found, found), None
+
+    found, _ = lax.scan(complete, before, jnp.array([True, False]))
     return structure.cast_like(found, steps)
 
 

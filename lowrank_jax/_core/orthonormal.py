@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lowrank_jax._core import scaling, structure, tall, xla
@@ -169,16 +170,19 @@ def _pivoted_cholesky(combine, inner, noise):
     n = len(inner)
     info = jnp.finfo(inner.dtype)
 
+    order = np.arange(n)
+    handicap = (1 - order / (2 * n)).astype(inner.dtype)
+    in_gram = np.arange(2 * n) < n
+
     def step(_, state):
         rows, free = state
-        order = jnp.arange(n)
-        lengths = (1 - order.astype(inner.dtype) / (2 * n)) * rows.reshape(-1)[:: 2 * n + 1]
+        lengths = handicap * rows.reshape(-1)[:: 2 * n + 1]
         i = jnp.argmax(jnp.where(free, lengths, -1))
         row, square = rows[i], rows[i, i]
         size = jnp.sum(row[n:] ** 2)
         short, least = 4 * n * info.eps * inner[i, i], 4 * noise**2 * size
         gone = jnp.maximum(square, short) <= least
-        row = jnp.where(gone & (jnp.arange(2 * n) < n), 0, row)
+        row = jnp.where(gone & in_gram, 0, row)
         beside = jnp.where(gone, product(rows[:, n:], row[n:]), rows[i, :n])  # T t, or G's row
         beside = jnp.where(gone | (free & (square > short)), beside, 0)  # 0: it is only lifted
         square = jnp.maximum(jnp.where(gone, size, jnp.maximum(square, short)), info.tiny)
