@@ -16,10 +16,11 @@ exact for whole a_k, so that how x is rounded drops out of it. From the disagree
 
 the minima near the first rung from below where neighbours agree: to better than a half, and better
 than those above; of all rungs where none do, as with gradients so noisy that the steps where they
-would agree lie between two rungs. Noise rules until D_k h_k has risen, to four times its least. If
-those two, the first where truncation rules, disagree by more than a half, D_k is that of another
-place and no longer grows with the step: those above them that do so, too, say nothing of
-truncation, and it is somewhere between
+would agree lie between two rungs. (Where q_k is zero its step may be too short for the gradient to
+see, and D_k is the noise of the other over h_(k+1).) Noise rules until D_k h_k has risen, to four
+times its least. If those two, the first where truncation rules, disagree by more than a half, D_k
+is that of another place and no longer grows with the step: those above them that do so, too, say
+nothing of truncation, and it is somewhere between
 
     min(D_k, |q_k|) / h_(k+1)^p    and the least D_j / h_(j+1)^p where noise rules, j < k,
 
@@ -40,7 +41,8 @@ The last quotient is that of twice the step that was found, to the other side: h
 pair along the step disagrees with it is an estimate of the error, be it noise (0.7 of it, if
 normal), truncation (1.5 times the error, whether it is odd or even in the step) or a kink.
 
-The rule is a heuristic; its numbers were chosen on the problems of `benchmarks/step_problems.py`.
+The rule is a heuristic; its numbers were chosen on the problems of `benchmarks/step_problems.py`,
+and on others like them with more noise.
 """
 
 import math
@@ -263,7 +265,9 @@ def _optimum(exponents, sizes, gaps, power, bend=None):
     near = jnp.abs(jnp.arange(len(agree)) - jnp.argmax(agree)) <= 1
     used = jnp.isfinite(relative) & jnp.where(jnp.any(agree), near, True)
     logs = jnp.where(used, jnp.log2(gaps[1:]), jnp.inf)
-    noises, truncations = logs + exponents[:-1], logs - power * exponents[1:]
+    # A quotient of zero has no noise to show; what it is off by is that of its neighbour.
+    noises = logs + jnp.where(sizes[:-1] > 0, exponents[:-1], exponents[1:])
+    truncations = logs - power * exponents[1:]
     noise = lax.cummin(noises)
     if bend is not None:
         known = (bend > 0) & (bend < jnp.inf) & jnp.all(jnp.isfinite(logs))
