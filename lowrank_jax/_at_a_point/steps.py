@@ -52,6 +52,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lowrank_jax._core import programs, scaling, structure, tall
@@ -265,30 +266,7 @@ def _optimum(exponents, sizes, gaps, power, bend=None):
     near = jnp.abs(jnp.arange(len(agree)) - jnp.argmax(agree)) <= 1
     used = jnp.isfinite(relative) & jnp.where(jnp.any(agree), near, True)
     logs = jnp.where(used, jnp.log2(gaps[1:]), jnp.inf)
-    # A quotient of zero has no noise to show; what it is off by is that of its neighbour.
-    noises = logs + jnp.where(sizes[:-1] > 0, exponents[:-1], exponents[1:])
-    truncations = logs - power * exponents[1:]
-    noise = lax.cummin(noises)
-    if bend is not None:
-        known = (bend > 0) & (bend < jnp.inf) & jnp.all(jnp.isfinite(logs))
-        # Not less than a 64th of it, nor truncation than an eighth: both are as uncertain as that.
-        least = jnp.maximum(jnp.log2(bend) + exponents[0], noise[-1] - 6)
-        noise = jnp.where(known, jnp.minimum(noise, least), noise)
-    risen = used & (noises > noise + RISE)
-    noise, ruled = noise[-1], jnp.cumsum(risen) == 0
-    first = risen & (jnp.cumsum(risen) == 1)
-    truncation = _least(ruled | first | (relative < 0.5), truncations)
-    if bend is not None:
-        share = jnp.maximum(1 - jnp.exp2(noise - exponents[1] - logs[1]), 1 / 16)
-        without = logs[1] + jnp.log2(share) - power * exponents[2]
-        without = jnp.minimum(truncation, jnp.maximum(without, truncation - 3))
-        linear = (relative[1] < 0.5) | ruled[1]
-        truncation = jnp.where(known & linear, without, truncation)
-    size = jnp.log2(jnp.maximum(sizes[:-1], 0))
-    above = _least(first, jnp.minimum(logs, size) - power * exponents[1:])
-    weight = jnp.max(jnp.where(first, jnp.clip(relative - 0.5, 0, 0.5), 0))
-    between = above + weight * (_least(ruled, truncations) - above)
-    truncation = jnp.where((weight > 0) & jnp.isfinite(between), between, truncation)
+    noise, truncation = _bounds(exponents, sizes, logs, relative, power, bend)
     found = (noise - truncation - math.log2(power)) / (power + 1)
     # Where neighbours agree to the last bit, as far as they do and no farther.
     exact = jnp.where(used & (gaps[1:] == 0), exponents[1:], -jnp.inf)
@@ -297,6 +275,35 @@ def _optimum(exponents, sizes, gaps, power, bend=None):
     # Where one gap tells of both, this is the middle of two rungs: no tie for rounding to decide.
     found = jnp.floor(found + 0.25) if bend is None else jnp.floor(4 * found + 0.75) / 4
     return jnp.clip(found, exponents[0], exponents[-1])
+
+
+def _bounds(exponents, sizes, logs, relative, power, bend):
+    """Noise and truncation as logarithms, by those of the disagreements, inf where unused."""
+    order = np.arange(len(logs))
+    so_far = order[None, :] <= order[:, None]
+    # A quotient of zero has no noise to show; what it is off by is that of its neighbour.
+    noises = logs + jnp.where(sizes[:-1] > 0, exponents[:-1], exponents[1:])
+    truncations = logs - power * exponents[1:]
+    noise = jnp.min(jnp.where(so_far, noises[None, :], jnp.inf), axis=1)
+    if bend is not None:
+        known = (bend > 0) & (bend < jnp.inf) & jnp.all(jnp.isfinite(logs))
+        # Not less than a 64th of it, nor truncation than an eighth: both are as uncertain as that.
+        least = jnp.maximum(jnp.log2(bend) + exponents[0], noise[-1] - 6)
+        noise = jnp.where(known, jnp.minimum(noise, least), noise)
+    risen = (noises < jnp.inf) & (noises > noise + RISE)
+    ruled = ~jnp.any(so_far & risen[None, :], axis=1)
+    first = risen & (order == jnp.argmax(risen))
+    noise, truncation = noise[-1], _least(ruled | first | (relative < 0.5), truncations)
+    if bend is not None:
+        share = jnp.maximum(1 - jnp.exp2(noise - exponents[1] - logs[1]), 1 / 16)
+        without = logs[1] + jnp.log2(share) - power * exponents[2]
+        without = jnp.minimum(truncation, jnp.maximum(without, truncation - 3))
+        truncation = jnp.where(known & (ruled[1] | (relative[1] < 0.5)), without, truncation)
+    size = jnp.log2(jnp.maximum(sizes[:-1], 0))
+    above = _least(first, jnp.minimum(logs, size) - power * exponents[1:])
+    weight = jnp.max(jnp.where(first, jnp.clip(relative - 0.5, 0, 0.5), 0))
+    between = above + weight * (_least(ruled, truncations) - above)
+    return noise, jnp.where((weight > 0) & jnp.isfinite(between), between, truncation)
 
 
 def _least(chosen, values):
