@@ -1,7 +1,9 @@
 """Gradients as users have them: of several precisions, noisy, far from the origin.
 
 The rule of `lowrank_jax._at_a_point.steps` was fixed on those that are not held out; these others
-were written afterwards, and it was not changed.
+were written afterwards. It was changed once since, for noise that leaves no two rungs of the ladder
+in agreement: on noisy gradients of functions that are not held out, but for what is done where a
+quotient is zero, which one that is held out showed.
 """
 
 import itertools

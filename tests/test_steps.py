@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lowrank_jax as lrj
-from benchmarks import errors, steps
+from benchmarks import errors, step_problems, steps
 from tests import draws, reference
 
 KEY = jax.random.key(0)
@@ -38,6 +38,14 @@ def test_measured_steps_are_near_the_best_and_their_error_is_known():
     assert summary["estimate within 3x"] > 0.8, found
     assert summary["above 10 % and not flagged"] == 0, found
     assert summary["most gradients more"] <= 10
+
+
+@pytest.mark.parametrize("noise", [1e-5, 1e-4, 1e-3])
+def test_steps_are_found_that_lie_between_the_rungs_of_the_ladder(noise):
+    """With this noise a gradient tells of curvature nowhere but between two rungs, 2^11 apart."""
+    problem = step_problems.noisy(step_problems.logistic(point=np.float64), noise)
+    for found in steps.study("noise", problem):
+        assert found["error"] < 5 * found["best"], found
 
 
 def quartic(x, a, size=1.0):

@@ -15,20 +15,34 @@ exact for whole a_k, so that how x is rounded drops out of it. From the disagree
     h = (noise / (p truncation))^(1 / (p + 1)),
 
 the minima near the first rung from below where neighbours agree: to better than a half, and better
-than those above. First on a ladder of six rungs from the resolution of x to 64 |x|, then on
+than those above; of all rungs where none do, as with gradients so noisy that the steps where they
+would agree lie between two rungs. (Where q_k is zero its step may be too short for the gradient to
+see, and D_k is the noise of the other over h_(k+1).) Noise rules until D_k h_k has risen, to four
+times its least. If those two, the first where truncation rules, disagree by more than a half, D_k
+is that of another place and no longer grows with the step: those above them that do so, too, say
+nothing of truncation, and it is somewhere between
+
+    min(D_k, |q_k|) / h_(k+1)^p    and the least D_j / h_(j+1)^p where noise rules, j < k,
+
+the closer to the middle of their logarithms the more those two disagree.
+
+First all this on a ladder of six rungs from the resolution of x to 64 |x|, then on
 three about the result, 16 times as long as one another; another pass takes those three alone,
 about the step of the pass before (the second one, which turns to leading directions, about a
 sixteenth of it). On the three, where one of noise and truncation may rule
 everywhere, each is what is left without the other: truncation is linear in (-16)^k (in 256^k for
 central differences), so with w = 1 / 16 (-1 / 256)
 
-    noise <= |q_1 - q_2 - w (q_3 - q_2)| h_1,    truncation <= (D_2 - noise / h_2) / h_3^p.
+    noise <= |q_1 - q_2 - w (q_3 - q_2)| h_1,    truncation <= (D_2 - noise / h_2) / h_3^p,
+
+the latter if q_2 and q_3 agree to a half or differ by noise.
 
 The last quotient is that of twice the step that was found, to the other side: half of how far the
 pair along the step disagrees with it is an estimate of the error, be it noise (0.7 of it, if
 normal), truncation (1.5 times the error, whether it is odd or even in the step) or a kink.
 
-The rule is a heuristic; its numbers were chosen on the problems of `benchmarks/step_problems.py`.
+The rule is a heuristic; its numbers were chosen on the problems of `benchmarks/step_problems.py`,
+and on others like them with more noise.
 """
 
 import math
@@ -38,6 +52,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lowrank_jax._core import programs, scaling, structure, tall
@@ -49,6 +64,7 @@ ORIGIN = -50  # its lowest rung where x = 0, in octaves above 1
 BELOW = 4  # octaves from the lowest rung of the zoom to what it is about
 ZOOM = (0, 4, 8)  # its rungs, in octaves above the lowest
 RUNGS = LADDER + len(ZOOM)
+RISE = 2  # of D_k h_k to where noise rules no longer, in octaves
 
 
 class Search(NamedTuple):
@@ -243,18 +259,14 @@ def _agreement(sizes, gaps):
 def _optimum(exponents, sizes, gaps, power, bend=None):
     """The exponent of the length where noise and truncation are balanced, in this module's text.
 
-    A whole number; with the bend of the zoom's quotients, of quarters. Where no neighbours agree,
-    all of them tell of noise and truncation. The middle where none is finite.
+    A whole number; with the bend of the zoom's quotients, of quarters. The middle where none is
+    finite.
     """
     agree, relative = _agreement(sizes, gaps)
-    order = jnp.arange(len(agree))
-    near = jnp.abs(order - jnp.argmax(agree)) <= 1
+    near = jnp.abs(jnp.arange(len(agree)) - jnp.argmax(agree)) <= 1
     used = jnp.isfinite(relative) & jnp.where(jnp.any(agree), near, True)
-    logs = jnp.log2(gaps[1:])
-    noise = jnp.min(jnp.where(used, logs + exponents[:-1], jnp.inf))
-    truncation = jnp.min(jnp.where(used, logs - power * exponents[1:], jnp.inf))
-    if bend is not None:
-        noise, truncation = _apart(exponents, logs, power, jnp.log2(bend), noise, truncation)
+    logs = jnp.where(used, jnp.log2(gaps[1:]), jnp.inf)
+    noise, truncation = _bounds(exponents, sizes, logs, relative, power, bend)
     found = (noise - truncation - math.log2(power)) / (power + 1)
     # Where neighbours agree to the last bit, as far as they do and no farther.
     exact = jnp.where(used & (gaps[1:] == 0), exponents[1:], -jnp.inf)
@@ -265,18 +277,37 @@ def _optimum(exponents, sizes, gaps, power, bend=None):
     return jnp.clip(found, exponents[0], exponents[-1])
 
 
-def _apart(exponents, logs, power, bend, noise, truncation):
-    """Noise without truncation and truncation without noise, all as logarithms.
+def _bounds(exponents, sizes, logs, relative, power, bend):
+    """Noise and truncation as logarithms, by those of the disagreements, inf where unused."""
+    order = np.arange(len(logs))
+    so_far = order[None, :] <= order[:, None]
+    # A quotient of zero has no noise to show; what it is off by is that of its neighbour.
+    noises = logs + jnp.where(sizes[:-1] > 0, exponents[:-1], exponents[1:])
+    truncations = logs - power * exponents[1:]
+    noise = jnp.min(jnp.where(so_far, noises[None, :], jnp.inf), axis=1)
+    if bend is not None:
+        known = (bend > 0) & (bend < jnp.inf) & jnp.all(jnp.isfinite(logs))
+        # Not less than a 64th of it, nor truncation than an eighth: both are as uncertain as that.
+        least = jnp.maximum(jnp.log2(bend) + exponents[0], noise[-1] - 6)
+        noise = jnp.where(known, jnp.minimum(noise, least), noise)
+    risen = (noises < jnp.inf) & (noises > noise + RISE)
+    ruled = ~jnp.any(so_far & risen[None, :], axis=1)
+    first = risen & (order == jnp.argmax(risen))
+    noise, truncation = noise[-1], _least(ruled | first | (relative < 0.5), truncations)
+    if bend is not None:
+        share = jnp.maximum(1 - jnp.exp2(noise - exponents[1] - logs[1]), 1 / 16)
+        without = logs[1] + jnp.log2(share) - power * exponents[2]
+        without = jnp.minimum(truncation, jnp.maximum(without, truncation - 3))
+        truncation = jnp.where(known & (ruled[1] | (relative[1] < 0.5)), without, truncation)
+    size = jnp.log2(jnp.maximum(sizes[:-1], 0))
+    above = _least(first, jnp.minimum(logs, size) - power * exponents[1:])
+    weight = jnp.max(jnp.where(first, jnp.clip(relative - 0.5, 0, 0.5), 0))
+    between = above + weight * (_least(ruled, truncations) - above)
+    return noise, jnp.where((weight > 0) & jnp.isfinite(between), between, truncation)
 
-    Not less than an eighth of what they were: both are as uncertain as that.
-    """
-    known = jnp.isfinite(bend) & jnp.all(jnp.isfinite(logs))
-    least = jnp.maximum(bend + exponents[0], noise - 6)
-    noise = jnp.where(known, jnp.minimum(noise, least), noise)
-    share = jnp.maximum(1 - jnp.exp2(noise - exponents[1] - logs[1]), 1 / 16)
-    without = logs[1] + jnp.log2(share) - power * exponents[2]
-    without = jnp.minimum(truncation, jnp.maximum(without, truncation - 3))
-    return noise, jnp.where(known, without, truncation)
+
+def _least(chosen, values):
+    return jnp.min(jnp.where(chosen, values, jnp.inf))
 
 
 def _two_to(exponent):
