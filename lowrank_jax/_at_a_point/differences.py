@@ -184,13 +184,13 @@ def difference_pairs(
         else _nothing_known(x, probes * options.passes, options.found)
     )
     done: Any
-    state = krylov.begin(x, probes, options.passes, options.start, key), memory
+    state = krylov.begin(x, probes, options.passes, options.start), memory
     if programs.traced(x, grad, key, options.start, options.step, options.found):
-        done = krylov.scan(with_length(in_one_program), state, probes)
+        done = krylov.scan(with_length(in_one_program), state, probes, key)
     elif gradients is None or batch_size in (None, 1):
-        done = krylov.loop(with_length(one_by_one), state, probes)
+        done = krylov.loop(with_length(one_by_one), state, probes, key)
     else:
-        done = krylov.loop(with_length(several), state, probes)
+        done = krylov.loop(with_length(several), state, probes, key)
     pairs, memory = done
     return krylov.unpacked(_finished(pairs, given, memory, probes), x)
 

@@ -11,7 +11,8 @@ which closes in on the eigenvectors of largest magnitude, and every measured pai
 The pairs are two blocks of rows, packed, allocated once and written in place: by a loop on the
 host, whose pieces are programs of their own, or by a `scan`. The directions of a pass come from
 the grad_diffs of the pass before; those of the first one from the last rows, where
-`begin` puts what the caller starts with.
+`begin` puts what the caller starts with. Rows of zeros there stand for random directions, which
+are drawn when they are needed: drawing all at once would take as long as some of the gradients.
 """
 
 import contextlib
@@ -42,8 +43,8 @@ def check(probes: int, passes: int, batch_size: int | None, progress: bool) -> N
     checks.flag(progress, "progress")
 
 
-def begin(x: Vector, probes: int, passes: int, start: Rows | None, key: jax.Array) -> SecantPairs:
-    """Room for the pairs, with a random direction in the place of each step.
+def begin(x: Vector, probes: int, passes: int, start: Rows | None) -> SecantPairs:
+    """Room for the pairs.
 
     Raises:
       TypeError, ValueError: for a start that does not fit x.
@@ -54,11 +55,11 @@ def begin(x: Vector, probes: int, passes: int, start: Rows | None, key: jax.Arra
             raise ValueError(f"start must have a leading axis of probes, {probes}, got {count}")
         checks.like(start, "start", x, "x", lead=1)
     shardings = tuple(map(_sharding_of_rows, jax.tree.leaves(x)))
-    return _begin(x, start, key, probes * passes, shardings)
+    return _begin(x, start, probes * passes, shardings)
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _begin(x, start, key, count, shardings):
+@partial(jax.jit, static_argnums=(2, 3))
+def _begin(x, start, count, shardings):
     def placed(rows):  # as x, which only lends its shape and so would not pass its sharding on
         leaves, tree = jax.tree.flatten(rows)
         leaves = [
@@ -67,10 +68,7 @@ def _begin(x, start, key, count, shardings):
         ]
         return structure.pack(jax.tree.unflatten(tree, leaves))
 
-    grad_diffs = placed(structure.zeros(x, count))
-    # Drawn once for all packed leaves: forty draws would take forty times as long to compile.
-    drawn = structure.normal(key, structure.row(grad_diffs), (count,))
-    steps = tall.scale(jnp.full(count, max(structure.size(x), 1) ** -0.5), drawn)
+    steps, grad_diffs = (placed(structure.zeros(x, count)) for _ in range(2))
     if start is not None:
         first = structure.pack(structure.cast_like(start, x))
         grad_diffs = write(grad_diffs, count - structure.length(first), first)
@@ -88,11 +86,11 @@ def _sharding_of_rows(leaf):
 
 
 @partial(jax.jit, static_argnums=2, donate_argnums=0)
-def choose(pairs: SecantPairs, offset: jax.Array, probes: int) -> SecantPairs:
+def choose(pairs: SecantPairs, offset: jax.Array, probes: int, key: jax.Array) -> SecantPairs:
     """The pairs with the directions of the pass that begins at `offset` for its steps."""
     steps, grad_diffs, _ = pairs
     before = rows(grad_diffs, (offset - probes) % structure.length(steps), probes)
-    chosen = _new_directions(before, steps, offset)
+    chosen = _new_directions(before, steps, offset, jax.random.fold_in(key, offset))
     return SecantPairs(write(steps, offset, chosen), grad_diffs)
 
 
@@ -120,7 +118,7 @@ def unpacked(pairs: SecantPairs, x: Vector) -> SecantPairs:
     return SecantPairs(steps, grad_diffs, pairs.rounding)
 
 
-def loop(measure: Callable, state: tuple, probes: int) -> tuple | None:
+def loop(measure: Callable, state: tuple, probes: int, key: jax.Array) -> tuple | None:
     """All passes on the host.
 
     Args:
@@ -128,20 +126,21 @@ def loop(measure: Callable, state: tuple, probes: int) -> tuple | None:
         and what the next pass is to know; None where what was measured is traced.
       state: the pairs, as from `begin`, and what the first pass is to know.
       probes: how many a pass.
+      key: for random directions.
     """
     for offset in range(0, structure.length(state[0].steps), probes):
-        state = measure(choose(state[0], offset, probes), offset, state[1])
+        state = measure(choose(state[0], offset, probes, key), offset, state[1])
         if state is None:
             return None
     return state
 
 
-def scan(measure: Callable, state: tuple, probes: int) -> tuple:
+def scan(measure: Callable, state: tuple, probes: int, key: jax.Array) -> tuple:
     """All passes as one loop of a program; otherwise as `loop`."""
 
     def body(state, offset):
         pairs, memory = state
-        return measure(choose(pairs, offset, probes), offset, memory), None
+        return measure(choose(pairs, offset, probes, key), offset, memory), None
 
     return lax.scan(body, state, jnp.arange(0, structure.length(state[0].steps), probes))[0]
 
@@ -214,38 +213,42 @@ def counter(total: int, progress: bool, what: str) -> Iterator[Callable]:
         bar.refresh()
 
 
-def _new_directions(before: Rows, steps: Rows, offset: jax.Array) -> Rows:
+def _new_directions(before: Rows, steps: Rows, offset: jax.Array, key: jax.Array) -> Rows:
     """Orthonormal rows: what rows add to the span of the first `offset` steps, or random ones.
 
-    A zero row is replaced by one of the random ones that wait in the place of the steps to come.
-    Then two rounds of: unit length, projected, orthonormalised. What the first one leaves little of
-    keeps rounding errors along the steps, which its unit length in the second one
-    magnifies. A row that is short in the second one as well was nothing but rounding and becomes
-    zero; where there is one, all of this is done once more. A row that is zero then has found
-    no room. (The steps are orthonormal to within the rounding of the points.)
+    A zero row is replaced by a random one. Then two rounds of: unit length, projected,
+    orthonormalised. What the first one leaves little of keeps rounding errors along the steps,
+    which its unit length in the second one magnifies. A row that is short in the second one
+    as well was nothing but rounding and becomes zero; where there is one, all of this is done
+    once more. A row that is zero then has found no room. (The steps are orthonormal to
+    within the rounding of the points.)
     """
     count = structure.length(before)
     before, known = structure.widen((before, steps))
-    dtype, fresh = structure.compute_dtype(known), rows(known, offset, count)
+    dtype = structure.compute_dtype(known)
     taken = (jnp.arange(structure.length(known)) < offset).astype(dtype)
     # A square that the Gram matrix of unit rows tells from its rounding.
     short = 16 * count * float(jnp.finfo(dtype).eps)
 
     def once(found, least):
-        sizes = scaling.norms(found)
-        gone = sizes == 0
-        kept = jnp.where(gone, 0, 1 / jnp.where(gone, 1, sizes))
-        found = tall.scale(kept, found)
-        found = jax.tree.map(jnp.add, found, tall.scale(gone.astype(dtype), fresh))
+        found = tall.scale(scaling.reciprocal(scaling.norms(found)), found)
         inside = tall.combine(tall.gram(found, known) * taken[None, :], known)
         outside = jax.tree.map(jnp.subtract, found, inside)
         return tall.combine(_gram_schmidt(tall.gram(outside, outside), short, least), outside), None
 
-    def twice(found):
-        return lax.scan(once, found, jnp.array([0, 1 / 4], dtype))[0]
+    def filled(found):
+        gone = (scaling.max_abs(found) == 0).astype(dtype)
+        # Drawn once for all packed leaves: forty draws would take forty times as long to compile.
+        drawn = structure.normal(key, structure.row(found), (count,))
+        return jax.tree.map(jnp.add, found, tall.scale(gone, drawn))
 
     def complete(found, first):
-        missing = ~jnp.all(scaling.max_abs(found) > 0)
+        missing = jnp.any(scaling.max_abs(found) == 0)
+        found = lax.cond(missing, filled, lambda found: found, found)
+
+        def twice(found):
+            return lax.scan(once, found, jnp.array([0, 1 / 4], dtype))[0]
+
         return lax.cond(first | missing, twice, lambda found: found, found), None
 
     found, _ = lax.scan(complete, before, jnp.array([True, False]))

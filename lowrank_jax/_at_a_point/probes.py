@@ -77,8 +77,8 @@ def probe_pairs(
                     found = krylov.multiply(measured, x, given, pairs, offset, probes, count)
                     return None if found is None else (found, memory)
 
-                state = krylov.begin(x, probes, passes, start, key), ()
-                state = krylov.loop(one_by_one, state, probes)
+                state = krylov.begin(x, probes, passes, start), ()
+                state = krylov.loop(one_by_one, state, probes, key)
             if state is not None:
                 return krylov.unpacked(state[0], x)
 
@@ -87,7 +87,7 @@ def probe_pairs(
             y = structure.pack(xla.map_rows(partial(measured, x), v, batch_size))
             return SecantPairs(pairs.steps, krylov.write(pairs.grad_diffs, offset, y)), memory
 
-        state = krylov.begin(x, probes, passes, start, key), ()
-        return krylov.unpacked(krylov.scan(at_once, state, probes)[0], x)
+        state = krylov.begin(x, probes, passes, start), ()
+        return krylov.unpacked(krylov.scan(at_once, state, probes, key)[0], x)
 
     return pairs_at
