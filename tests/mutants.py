@@ -317,6 +317,27 @@ MUTANTS = (
         "test_steps.py::test_a_kink_that_only_another_probe_crosses_contradicts_symmetry",
     ),
     Mutant(
+        "what is saturated tells of truncation",
+        "_at_a_point.steps",
+        "jnp.clip(relative - 0.5, 0, 0.5)",
+        "0 * relative",
+        "test_steps.py::test_steps_are_found_that_lie_between_the_rungs_of_the_ladder[0.001]",
+    ),
+    Mutant(
+        "directions that were rounding are not replaced",
+        "_at_a_point.krylov",
+        "return lax.cond(first | missing, twice",
+        "return lax.cond(first, twice",
+        "test_probe.py::test_float32_steps_of_ten_passes_are_orthonormal",
+    ),
+    Mutant(
+        "a pass draws the random directions of the first one",
+        "_at_a_point.krylov",
+        "key = jnp.where(offset == 0, key, jax.random.fold_in(key, offset))",
+        "",
+        "test_probe.py::test_float32_steps_of_ten_passes_are_orthonormal",
+    ),
+    Mutant(
         "a Ritz residual leaves out what contradicts itself",
         "_at_a_point.ritz",
         "residuals = jnp.where(empty, jnp.inf, scaling.norms(rest))",

@@ -90,7 +90,8 @@ def choose(pairs: SecantPairs, offset: jax.Array, probes: int, key: jax.Array) -
     """The pairs with the directions of the pass that begins at `offset` for its steps."""
     steps, grad_diffs, _ = pairs
     before = rows(grad_diffs, (offset - probes) % structure.length(steps), probes)
-    chosen = _new_directions(before, steps, offset, jax.random.fold_in(key, offset))
+    key = jnp.where(offset == 0, key, jax.random.fold_in(key, offset))
+    chosen = _new_directions(before, steps, offset, key)
     return SecantPairs(write(steps, offset, chosen), grad_diffs)
 
 

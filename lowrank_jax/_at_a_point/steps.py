@@ -19,8 +19,8 @@ than those above; of all rungs where none do, as with gradients so noisy that th
 would agree lie between two rungs. (Where q_k is zero its step may be too short for the gradient to
 see, and D_k is the noise of the other over h_(k+1).) Noise rules until D_k h_k has risen, to four
 times its least. If those two, the first where truncation rules, disagree by more than a half, D_k
-is that of another place and no longer grows with the step: those above them that do so, too, say
-nothing of truncation, and it is somewhere between
+is that of another place and no longer grows with the step, nor do those above. Truncation is
+somewhere between
 
     min(D_k, |q_k|) / h_(k+1)^p    and the least D_j / h_(j+1)^p where noise rules, j < k,
 
@@ -33,9 +33,7 @@ sixteenth of it). On the three, where one of noise and truncation may rule
 everywhere, each is what is left without the other: truncation is linear in (-16)^k (in 256^k for
 central differences), so with w = 1 / 16 (-1 / 256)
 
-    noise <= |q_1 - q_2 - w (q_3 - q_2)| h_1,    truncation <= (D_2 - noise / h_2) / h_3^p,
-
-the latter if q_2 and q_3 agree to a half or differ by noise.
+    noise <= |q_1 - q_2 - w (q_3 - q_2)| h_1,    truncation <= (D_2 - noise / h_2) / h_3^p.
 
 The last quotient is that of twice the step that was found, to the other side: half of how far the
 pair along the step disagrees with it is an estimate of the error, be it noise (0.7 of it, if
@@ -293,12 +291,12 @@ def _bounds(exponents, sizes, logs, relative, power, bend):
     risen = (noises < jnp.inf) & (noises > noise + RISE)
     ruled = ~jnp.any(so_far & risen[None, :], axis=1)
     first = risen & (order == jnp.argmax(risen))
-    noise, truncation = noise[-1], _least(ruled | first | (relative < 0.5), truncations)
+    noise, truncation = noise[-1], jnp.min(truncations)
     if bend is not None:
         share = jnp.maximum(1 - jnp.exp2(noise - exponents[1] - logs[1]), 1 / 16)
         without = logs[1] + jnp.log2(share) - power * exponents[2]
         without = jnp.minimum(truncation, jnp.maximum(without, truncation - 3))
-        truncation = jnp.where(known & (ruled[1] | (relative[1] < 0.5)), without, truncation)
+        truncation = jnp.where(known, without, truncation)
     size = jnp.log2(jnp.maximum(sizes[:-1], 0))
     above = _least(first, jnp.minimum(logs, size) - power * exponents[1:])
     weight = jnp.max(jnp.where(first, jnp.clip(relative - 0.5, 0, 0.5), 0))
