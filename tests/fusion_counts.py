@@ -13,9 +13,7 @@ import numpy as np
 import lowrank_jax as lrj
 
 DIM = 64
-
-
-QUICK = {
+QUICK = {  # to machine code, which is not counted
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_parallel_codegen_split_count": 1,
@@ -47,10 +45,7 @@ METHODS = {
 
 
 def count(function, *args):
-    """The number of fusions of the program that is compiled for these shapes.
-
-    What becomes of them afterwards, machine code, is not to take time.
-    """
+    """The number of fusions of the program that is compiled for these shapes."""
     program = jax.jit(function).lower(*args).compile(compiler_options=QUICK)
     return program.as_text().count(" fusion(")
 

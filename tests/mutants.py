@@ -324,6 +324,13 @@ MUTANTS = (
         "test_steps.py::test_steps_are_found_that_lie_between_the_rungs_of_the_ladder[0.001]",
     ),
     Mutant(
+        "a quotient of zero shows noise",
+        "_at_a_point.steps",
+        "jnp.where(sizes[:-1] > 0, exponents[:-1], exponents[1:])",
+        "exponents[:-1]",
+        "test_steps.py::test_a_quotient_of_zero_does_not_show_how_small_the_noise_is",
+    ),
+    Mutant(
         "directions that were rounding are not replaced",
         "_at_a_point.krylov",
         "return lax.cond(first | missing, twice",

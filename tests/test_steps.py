@@ -48,6 +48,13 @@ def test_steps_are_found_that_lie_between_the_rungs_of_the_ladder(noise):
         assert found["error"] < 5 * found["best"], found
 
 
+def test_a_quotient_of_zero_does_not_show_how_small_the_noise_is():
+    """Atoms so far from the origin that float32 gradients do not see the shortest steps."""
+    problem = steps.PROBLEMS["lennard-jones, far, mixed"]()
+    for found in steps.study("lennard-jones, far, mixed", problem):
+        assert found["central"] < 0.005, found
+
+
 def quartic(x, a, size=1.0):
     return size * (jnp.vdot(x, a @ x) / 2 + jnp.sum(x**4) / 4 + jnp.sum(x))
 

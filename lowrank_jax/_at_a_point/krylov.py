@@ -237,19 +237,19 @@ def _new_directions(before: Rows, steps: Rows, offset: jax.Array, key: jax.Array
         outside = jax.tree.map(jnp.subtract, found, inside)
         return tall.combine(_gram_schmidt(tall.gram(outside, outside), short, least), outside), None
 
-    def filled(found):
-        gone = (scaling.max_abs(found) == 0).astype(dtype)
-        # Drawn once for all packed leaves: forty draws would take forty times as long to compile.
-        drawn = structure.normal(key, structure.row(found), (count,))
-        return jax.tree.map(jnp.add, found, tall.scale(gone, drawn))
+    def twice(found):
+        return lax.scan(once, found, jnp.array([0, 1 / 4], dtype))[0]
 
     def complete(found, first):
-        missing = jnp.any(scaling.max_abs(found) == 0)
+        gone = scaling.max_abs(found) == 0
+
+        def filled(found):
+            # Once for all packed leaves: forty draws would take forty times as long to compile.
+            drawn = structure.normal(key, structure.row(found), (count,))
+            return jax.tree.map(jnp.add, found, tall.scale(gone.astype(dtype), drawn))
+
+        missing = jnp.any(gone)
         found = lax.cond(missing, filled, lambda found: found, found)
-
-        def twice(found):
-            return lax.scan(once, found, jnp.array([0, 1 / 4], dtype))[0]
-
         return lax.cond(first | missing, twice, lambda found: found, found), None
 
     found, _ = lax.scan(complete, before, jnp.array([True, False]))
