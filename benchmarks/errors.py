@@ -19,7 +19,7 @@ from benchmarks import problems, step_problems
 from benchmarks.options import Options
 from benchmarks.problems import Point
 
-LEADING, FLAG = 10, 0.05
+LEADING, FLAG = 10, 0.03
 
 
 def networks(options: Options) -> dict:

@@ -47,7 +47,7 @@ else:
 # residual for each eigenvalue. Neither looks at anything but gradients.
 #
 # Where the network is a ReLU network at its start, many units sit on their kinks. The gradient
-# jumps there, no step is good, and `rounding` should say so (above 0.05).
+# jumps there, no step is good, and `rounding` should say so (above 0.03).
 
 
 # %%
@@ -101,7 +101,7 @@ for name, point in POINTS.items():
         print(f"    {time_:4} steps {numbers[0]}  +-{numbers[1]}  {numbers[2]}", end="")
         print(f"   doubt {doubt:.3f}", flush=True)
 for (name, time_), (*_, values, residuals, exact, doubt) in found.items():
-    flagged, converged = doubt > 0.05, residuals[0] < 0.05 * values[0]
+    flagged, converged = doubt > 0.03, residuals[0] < 0.05 * values[0]
     if name.startswith("CNN") and time_ == 0:
         assert flagged
         assert abs(values[0] / exact[0] - 1) > 0.05
@@ -314,7 +314,7 @@ for name, color in zip(POINTS, (RED, BLUE)[-len(POINTS) :], strict=True):
     rows = [found[name, time_] for time_ in TIMES]
     places = np.arange(len(TIMES))
     for i, (*_, values, residuals, _, doubt) in enumerate(rows):
-        fill = "white" if doubt > 0.05 else color
+        fill = "white" if doubt > 0.03 else color
         style = {"color": color, "mfc": fill, "ms": 8, "capsize": 4}
         left.errorbar(places[i] * np.ones(3), values, residuals, fmt="o", **style)
     left.plot(places, [row[5] for row in rows], "_-", color=color, lw=1, ms=14, alpha=0.6)

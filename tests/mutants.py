@@ -300,7 +300,7 @@ MUTANTS = (
         "_at_a_point.steps",
         "return 1 - 2 * ((i % LADDER) % 2)",
         "return 1 + 0 * i",
-        "test_steps.py::test_what_no_step_can_measure_is_flagged",
+        "test_steps.py::test_how_the_point_is_rounded_drops_out_of_all_comparisons[False]",
     ),
     Mutant(
         "the second pass looks where the first one found",
@@ -314,7 +314,21 @@ MUTANTS = (
         "_at_a_point.differences",
         "errors = jnp.maximum(memory.errors, jnp.repeat(contradictions, probes))",
         "errors = memory.errors",
-        "test_steps.py::test_a_kink_that_only_another_probe_crosses_contradicts_symmetry",
+        "test_steps.py::test_a_field_that_is_no_gradient_is_flagged",
+    ),
+    Mutant(
+        "the steps of a check are not those of its pairs",
+        "_at_a_point.differences",
+        "taken = jax.tree.map(lambda a, x: a - x[None], ahead, x)",
+        "taken = structure.unpack(tall.scale(jnp.full(len(jax.tree.leaves(rows)[0]), h), rows), x)",
+        "test_steps.py::test_how_the_point_is_rounded_drops_out_of_all_comparisons[False]",
+    ),
+    Mutant(
+        "errors look small beside a slope that is nothing else",
+        "_at_a_point.differences",
+        "largest = jnp.max(jnp.maximum(slopes - 2 * errors, slopes / 8))",
+        "largest = jnp.max(slopes)",
+        "test_steps.py::test_errors_are_not_compared_with_slopes_that_are_mostly_error",
     ),
     Mutant(
         "what is saturated tells of truncation",

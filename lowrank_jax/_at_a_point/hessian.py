@@ -36,15 +36,15 @@ def lowrank_hessian(
     `lowrank_hessian(loss, probes)(x, key=key)` takes the gradient at x once and
     `probes * passes` more, one step away from x each, along the steps of `probe_pairs`, and
     fits all pairs at once; and at most 10 in the first pass and 4 in each further one that find
-    the length of these steps. No second derivative is taken. For the r leading eigenpairs take a
-    few more probes than r / passes, and `truncate(r)`: more passes find them more exactly, more
-    probes a pass run in parallel.
+    the length of these steps and check them. No second derivative is taken. For the r leading
+    eigenpairs take a few more probes than r / passes, and `truncate(r)`: more passes find them more
+    exactly, more probes a pass run in parallel.
 
     The steps of a pass have the length `step`; by default it is measured along the first of them,
     where the noise of the gradients and truncation are balanced. `pairs.rounding` is an estimate of
-    the error of each pass relative to the largest curvature: how far two lengths of the step
-    disagree, or how far the pairs are from symmetric, whichever is more. Where it is above 0.05, no
-    step is good, as at a kink, with noise or in half precision. Exact products help then
+    the error of each pass relative to the largest curvature: how far its pairs are from one more
+    gradient, opposite to all of them, or from symmetric, whichever is more. Where it is above 0.03,
+    no step is good, as at a kink, with noise or in half precision. Exact products help then
     (`lowrank_from_product`), or a `step` as long as what is of interest; without either,
     `extrapolate=0` loses least. A caller who asks again gives the `step` that was found, the norm
     of one of `pairs.steps`: that costs `probes * passes + 1` gradients. With a `step` nothing is

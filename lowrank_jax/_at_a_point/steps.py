@@ -35,10 +35,6 @@ central differences), so with w = 1 / 16 (-1 / 256)
 
     noise <= |q_1 - q_2 - w (q_3 - q_2)| h_1,    truncation <= (D_2 - noise / h_2) / h_3^p.
 
-The last quotient is that of twice the step that was found, to the other side: half of how far the
-pair along the step disagrees with it is an estimate of the error, be it noise (0.7 of it, if
-normal), truncation (1.5 times the error, whether it is odd or even in the step) or a kink.
-
 The rule is a heuristic; its numbers were chosen on the problems of `benchmarks/step_problems.py`,
 and on others like them with more noise.
 """
@@ -101,9 +97,9 @@ def measured(
     before: jax.Array | None = None,
     first: jax.Array | bool = True,
     known: jax.Array | bool = False,
-    check: bool = True,
+    last: Callable[[jax.Array], Vector] | None = None,
 ) -> tuple[jax.Array, Vector]:
-    """The length h of the best step along a unit vector, and the quotient of the step -2 h.
+    """The length h of the best step along a unit vector, and the quotient `-slope(last(h)) / h`.
 
     Args:
       slope: `slope(s)`, the difference of gradients for a step s; not differentiated.
@@ -114,17 +110,20 @@ def measured(
       before: the length of a step that was found before, for the zoom to begin with.
       first: whether to climb the ladder before.
       known: whether `before` is the length already; then nothing is measured.
-      check: False leaves out the last quotient.
+      last: `last(h)`, one more step, for the caller to compare its quotient with others; not
+        differentiated. None leaves it out.
     """
     x, v = lax.stop_gradient((x, v))
     search = _begun(x, eps, before)
-    end = RUNGS + 1 if check else RUNGS
+    end = RUNGS if last is None else RUNGS + 1
     if programs.traced(x, v, before, first, known):
         slope, closed = jax.closure_convert(slope, v)
         closed = lax.stop_gradient(closed)
 
         def take(i, search):
             search, step = _aimed(search, x, v, i, power)
+            if last is not None:
+                step = lax.cond(i == RUNGS, last, lambda h: step, _two_to(search.base))
             return _noted(search, slope(step, *closed), i, power)
 
         begin = jnp.where(known, end, jnp.where(first, 0, LADDER))
@@ -133,6 +132,8 @@ def measured(
         i = end if known else 0 if first else LADDER
         while i < end:
             search, step = _aimed(search, x, v, i, power)
+            if last is not None and i == RUNGS:
+                step = last(_length(search, power))
             search = _noted(search, slope(step), i, power)
             # No further up than it must: a long step can break what it is to measure.
             i = LADDER if i < LADDER and _settled(search) else i + 1
@@ -168,7 +169,7 @@ def _begun(x, eps, before):
 def _aimed(search, x, v, i, power):
     """The search on its way to the i-th rung, and the step to be taken there.
 
-    After the last rung comes twice the step that was found.
+    After the last rung comes the step that was found.
     """
     ladder = jax.tree.map(lambda r: r[:LADDER], search[-3:])
     climbed = jnp.any(search.sizes[:LADDER] >= 0)
@@ -239,7 +240,7 @@ def _line(power):
 
 
 def _of_rung(search, i):
-    return jnp.where(i == RUNGS, search.base + 1, search.exponents[jnp.minimum(i, RUNGS - 1)])
+    return jnp.where(i == RUNGS, search.base, search.exponents[jnp.minimum(i, RUNGS - 1)])
 
 
 def _agreement(sizes, gaps):
