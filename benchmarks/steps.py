@@ -13,45 +13,55 @@ from benchmarks.options import Options
 from benchmarks.step_problems import HELD_OUT, PROBLEMS, Problem
 
 
-def directions(problem: Problem) -> dict[str, np.ndarray]:
-    """A random unit vector, and one along the eigenvalue of largest magnitude or near it."""
-    draws = np.random.default_rng(7)
-    random, v = draws.normal(size=(2, problem.x.size))
+def directions(problem: Problem, count: int) -> dict[str, np.ndarray]:
+    """Random unit vectors, and as many near the eigenvector of largest magnitude.
+
+    Near it, so that no two gradients are rounded alike: at 0.1 from it.
+    """
+    starts = np.random.default_rng(7).normal(size=(count, 2, problem.x.size))
+    random, leading = starts[:, 0], starts[:, 1]
     for _ in range(40):
-        v = np.asarray(problem.exact(np.asarray(problem.exact(v / np.linalg.norm(v)))))
+        units = leading / np.linalg.norm(leading, axis=1)[:, None]
+        leading = np.stack([problem.exact(np.asarray(problem.exact(v))) for v in units])
+    leading = units + 0.1 * random / np.linalg.norm(random, axis=1)[:, None]
     return {
-        name: (u / np.linalg.norm(u)).astype(problem.x.dtype)
-        for name, u in (("random", random), ("leading", v))
+        name: (rows / np.linalg.norm(rows, axis=1)[:, None]).astype(problem.x.dtype)
+        for name, rows in (("random", random), ("leading", leading))
     }
 
 
-def study(name: str, problem: Problem) -> list[dict]:
-    """Along each direction: the pair that the library measures, beside those of fixed steps."""
+def study(name: str, problem: Problem, count: int = 1) -> list[dict]:
+    """Along so many directions of each kind: the pair that the library measures.
+
+    Beside it that of a fixed step, of the length whose median error is least.
+    """
     found = []
-    for direction, v in directions(problem).items():
-        counts = []
+    for direction, vectors in directions(problem, count).items():
+        fixed = np.stack([_errors_of_steps(problem, v) for v in vectors])
+        fixed = fixed[:, np.argmin(np.median(fixed, axis=0))]
+        for v, best in zip(vectors, fixed, strict=True):
+            counts = []
 
-        def gradient(x, counts=counts):
-            counts.append(1)
-            return problem.gradient(x)
+            def gradient(x, counts=counts):
+                counts.append(1)
+                return problem.gradient(x)
 
-        at = lrj.lowrank_hessian_from_gradient(
-            gradient, 1, passes=1, start=v[None], solver=lambda pairs: pairs
-        )
-        pairs = at(problem.x, key=jax.random.key(0))
-        error = _error(problem, np.asarray(pairs.steps)[0], np.asarray(pairs.grad_diffs)[0])
-        best = min(_error_of_step(problem, v, h) for h in _decades(problem.x, v))
-        found.append(
-            {
-                "problem": name,
-                "direction": direction,
-                "error": error,
-                "best": best,
-                "central": _central_error(name, problem, v),
-                "estimate": float(pairs.rounding[0]),
-                "extra": len(counts) - 2,  # one at x and one for the pair
-            }
-        )
+            at = lrj.lowrank_hessian_from_gradient(
+                gradient, 1, passes=1, start=v[None], solver=lambda pairs: pairs
+            )
+            pairs = at(problem.x, key=jax.random.key(0))
+            error = _error(problem, np.asarray(pairs.steps)[0], np.asarray(pairs.grad_diffs)[0])
+            found.append(
+                {
+                    "problem": name,
+                    "direction": direction,
+                    "error": error,
+                    "best": float(best),
+                    "central": _central_error(name, problem, v),
+                    "estimate": float(pairs.rounding[0]),
+                    "extra": len(counts) - 2,  # one at x and one for the pair
+                }
+            )
     return found
 
 
@@ -74,19 +84,17 @@ def _error(problem, s, y):
     return float(np.linalg.norm(y.astype(float) - truth) / np.linalg.norm(truth))
 
 
-def _decades(x, v):
-    """Ten and more, those that x is too coarse for left out."""
-    size = np.linalg.norm(x.astype(float)) or 1.0
-    lengths = size * 10.0 ** np.arange(-13, 3)
-    return [h for h in lengths if np.linalg.norm(_step(x, v, h) / h - v) < 0.5]
-
-
-def _step(x, v, h):
-    return (x + (h * v.astype(float))).astype(x.dtype).astype(float) - x
+def _errors_of_steps(problem, v):
+    """Those of ten decades and more; infinite where x is too coarse for the step."""
+    size = np.linalg.norm(problem.x.astype(float)) or 1.0
+    return np.array([_error_of_step(problem, v, h) for h in size * 10.0 ** np.arange(-13, 3)])
 
 
 def _error_of_step(problem, v, h):
-    x, s = problem.x, _step(problem.x, v, h)
+    x = problem.x
+    s = (x + (h * v.astype(float))).astype(x.dtype).astype(float) - x
+    if np.linalg.norm(s / h - v) >= 0.5:
+        return np.inf
     ahead = (x + s).astype(x.dtype)
     pair = (np.asarray(problem.gradient(y)).astype(float) for y in (ahead, x))
     error = _error(problem, s, np.subtract(*pair))
@@ -94,12 +102,16 @@ def _error_of_step(problem, v, h):
 
 
 def summary(found: list[dict]) -> dict[str, float]:
-    """Quantiles of the error over the best one-sided, how the estimate does, what it costs."""
-    error, best, estimate, extra = (
-        np.array([each[key] for each in found]) for key in ("error", "best", "estimate", "extra")
+    """Quantiles over problems of the error over that of the best fixed step, medians of directions.
+
+    How the estimate does, and what it costs, along all directions.
+    """
+    error, estimate, extra = (
+        np.array([each[key] for each in found]) for key in ("error", "estimate", "extra")
     )
-    ratio = error / best
-    central = np.array([e["central"] / e["best"] for e in found if e["central"] is not None])
+    ratio = [_median(e, "error") / _median(e, "best") for e in _by_problem(found)]
+    central = [each for each in found if each["central"] is not None]
+    central = [_median(e, "central") / _median(e, "best") for e in _by_problem(central)]
     return {
         "median": float(np.median(ratio)),
         "90 %": float(np.quantile(ratio, 0.9)),
@@ -113,17 +125,30 @@ def summary(found: list[dict]) -> dict[str, float]:
     }
 
 
+def _by_problem(found):
+    cases: dict = {}
+    for each in found:
+        cases.setdefault((each["problem"], each["direction"]), []).append(each)
+    return cases.values()
+
+
+def _median(found, key):
+    return np.median([each[key] for each in found])
+
+
 def steps(options: Options) -> dict:
     """The table: what each problem and each kind of direction gives. Needs double precision."""
     jax.config.update("jax_enable_x64", True)
     names = list(PROBLEMS)[:: 8 if options.quick else 1]
-    found = [each for name in names for each in study(name, PROBLEMS[name]())]
-    cases = {
-        f"{direction}, {kind}": summary(
-            [e for e in found if e["direction"] == direction and (e["problem"] in HELD_OUT) == held]
-        )
-        for direction in ("random", "leading")
-        for kind, held in (("fixed on these", False), ("held out", True))
-        if any((e["problem"] in HELD_OUT) == held for e in found)
-    }
-    return {"summaries": cases, "problems": found}
+    count = 1 if options.quick else 5
+    found = [each for name in names for each in study(name, PROBLEMS[name](), count)]
+    return {"summaries": summaries(found), "problems": found}
+
+
+def summaries(found: list[dict]) -> dict[str, dict]:
+    """Of each kind of direction: of problems that the rule was fixed on, of others, of all."""
+    cases: dict = {}
+    for each in found:
+        for kind in ("held out" if each["problem"] in HELD_OUT else "fixed on these", "all"):
+            cases.setdefault(f"{each['direction']}, {kind}", []).append(each)
+    return {name: summary(chosen) for name, chosen in cases.items()}

@@ -326,7 +326,7 @@ MUTANTS = (
     Mutant(
         "errors look small beside a slope that is nothing else",
         "_at_a_point.differences",
-        "largest = jnp.max(jnp.maximum(slopes - 2 * errors, slopes / 8))",
+        "largest = jnp.max(slopes * jnp.sqrt(jnp.maximum(1 - share, 1 / 64)))",
         "largest = jnp.max(slopes)",
         "test_steps.py::test_errors_are_not_compared_with_slopes_that_are_mostly_error",
     ),

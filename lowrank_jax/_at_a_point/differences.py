@@ -331,7 +331,8 @@ def _finished(pairs, given, memory, probes):
         contradictions = jnp.max(contradictions.reshape(-1, probes), axis=1)
         errors = jnp.maximum(memory.errors, jnp.repeat(contradictions, probes))
         # Beside a slope that is mostly error all errors would look small.
-        largest = jnp.max(jnp.maximum(slopes - 2 * errors, slopes / 8))
+        share = jnp.square(2 * scaling.ratio(errors, slopes))
+        largest = jnp.max(slopes * jnp.sqrt(jnp.maximum(1 - share, 1 / 64)))
         # Where two steps agree to the last bit, the last bit is what is left to doubt.
         rounding = jnp.maximum(scaling.ratio(errors, largest), structure.resolution(rows))
         rounding = lax.stop_gradient(rounding)
