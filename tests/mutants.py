@@ -319,8 +319,8 @@ MUTANTS = (
     Mutant(
         "the steps of a check are not those of its pairs",
         "_at_a_point.differences",
-        "taken = jax.tree.map(lambda a, x: a - x[None], ahead, x)",
-        "taken = structure.unpack(tall.scale(jnp.full(len(jax.tree.leaves(rows)[0]), h), rows), x)",
+        "lambda a, x: a - x[None], _ahead(x, steps, offset, probes, h), x)",
+        "lambda a: h * a, krylov.read(steps, offset, probes, x))",
         "test_steps.py::test_how_the_point_is_rounded_drops_out_of_all_comparisons[False]",
     ),
     Mutant(

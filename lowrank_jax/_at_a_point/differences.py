@@ -164,8 +164,7 @@ def difference_pairs(
             slope, v = _slope(gradient, x, grad, count), krylov.row(pairs.steps, offset, x)
             first, known = offset == 0, options.found > 0
             before = _before(memory.length, (offset == probes) & jnp.logical_not(known))
-            rows = lax.stop_gradient(krylov.rows(pairs.steps, offset, probes))
-            last = partial(_opposite, lax.stop_gradient(x), rows)
+            last = partial(_opposite, *lax.stop_gradient((x, pairs.steps)), offset, probes)
             h, check = steps.measured(
                 slope, x, v, eps=eps, before=before, first=first, known=known, last=last
             )
@@ -289,16 +288,12 @@ def _weight(probes):
     return 2 if probes == 1 else 1
 
 
-@jax.jit
-def _opposite(x, rows, h):
-    """Minus the sum of the steps of length h along the rows, as they are taken.
-
-    A sum of steps to neighbours of x among the numbers: how x is rounded drops out of it.
-    """
-    weight = _weight(structure.length(rows))
-    ahead = jax.vmap(lambda v: tall.axpy(x, h, v))(structure.unpack(rows, x))
-    taken = jax.tree.map(lambda a, x: a - x[None], ahead, x)
-    return jax.tree.map(lambda t, x: (-weight * jnp.sum(t, axis=0)).astype(x.dtype), taken, x)
+@partial(jax.jit, static_argnums=3)
+def _opposite(x, steps, offset, probes, h):
+    """Minus the sum of the steps of a pass, as they are taken with length h."""
+    taken = jax.tree.map(lambda a, x: a - x[None], _ahead(x, steps, offset, probes, h), x)
+    total = jax.tree.map(lambda t, x: jnp.sum(t, axis=0).astype(x.dtype), taken, x)
+    return jax.tree.map(lambda t: -_weight(probes) * t, total)
 
 
 @partial(jax.jit, static_argnums=3)
