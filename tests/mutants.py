@@ -324,11 +324,18 @@ MUTANTS = (
         "test_steps.py::test_how_the_point_is_rounded_drops_out_of_all_comparisons[False]",
     ),
     Mutant(
-        "errors look small beside a slope that is nothing else",
+        "errors look small beside a slope that is mostly one jump",
         "_at_a_point.differences",
-        "largest = jnp.max(slopes * jnp.sqrt(jnp.maximum(1 - share, 1 / 64)))",
-        "largest = jnp.max(slopes)",
-        "test_steps.py::test_errors_are_not_compared_with_slopes_that_are_mostly_error",
+        "along = jnp.clip(cosines, 0, scaling.ratio(missed, sizes))",
+        "along = jnp.zeros_like(cosines)",
+        "test_steps.py::test_errors_are_not_compared_with_slopes_that_are_mostly_error[1-2000]",
+    ),
+    Mutant(
+        "errors look small beside slopes that are nothing else",
+        "_at_a_point.differences",
+        "jnp.sqrt(jnp.maximum(1 - share, 1 / 64))",
+        "1",
+        "test_steps.py::test_errors_are_not_compared_with_slopes_that_are_mostly_error[3-80]",
     ),
     Mutant(
         "what is saturated tells of truncation",

@@ -269,18 +269,19 @@ def _before(length, second):
 
 
 class _Lengths(NamedTuple):
-    """The last length of a step that was measured, that of each pair, and the error of each."""
+    """The last length of a step that was measured, that of each pair, its error and its slope."""
 
     length: jax.Array
     lengths: jax.Array
     errors: jax.Array
+    slopes: jax.Array
 
 
 @partial(jax.jit, static_argnums=1)
 def _nothing_known(x, count, found):
     dtype = structure.compute_dtype(x)
     length = jnp.where(found > 0, found, 1).astype(dtype)
-    return _Lengths(length, jnp.ones(count, dtype), jnp.zeros(count, dtype))
+    return _Lengths(length, jnp.ones(count, dtype), *2 * [jnp.zeros(count, dtype)])
 
 
 def _weight(probes):
@@ -298,19 +299,30 @@ def _opposite(x, steps, offset, probes, h):
 
 @partial(jax.jit, static_argnums=3)
 def _noted(memory, pairs, offset, probes, h, check):
-    """With the error of a pass, by how far its pairs are off the quotient of their check."""
+    """With the error of a pass, by how far its pairs are off the quotient of their check.
+
+    And with the slopes, without what of each is along that: a jump that one pair of many has.
+    """
     weight = _weight(probes)
-    rows = krylov.rows(pairs.grad_diffs, offset, probes)
+    steps, grad_diffs = (krylov.rows(each, offset, probes) for each in pairs[:2])
     check = structure.pack(jax.tree.map(lambda leaf: leaf[None], check))
-    total = jax.tree.map(lambda y: weight * jnp.sum(structure.widen(y), axis=0)[None], rows)
-    error = scaling.norms(tall.minus(check, total))[0] / (weight * (1 + probes / 2))
+    total = jax.tree.map(lambda y: weight * jnp.sum(structure.widen(y), axis=0)[None], grad_diffs)
+    off = tall.minus(total, check)
+    missed, sizes = scaling.norms(off)[0], scaling.norms(grad_diffs)
+    off = tall.times(scaling.reciprocal(missed), off)
+    cosines = tall.gram(tall.scale(scaling.reciprocal(sizes), grad_diffs), off)[:, 0]
+    along = jnp.clip(cosines, 0, scaling.ratio(missed, sizes))
+    sizes = sizes * jnp.sqrt(jnp.maximum(1 + (along - 2 * cosines) * along, 0))
+    slopes = sizes * scaling.reciprocal(scaling.norms(steps))
+    error = missed / (weight * (1 + probes / 2))
     error = jnp.where(jnp.isnan(error), jnp.inf, error)
-    h = h.astype(error.dtype)
 
-    def put(values, value):
-        return lax.dynamic_update_slice_in_dim(values, jnp.full(probes, value), offset, 0)
+    def put(values, some):
+        some = jnp.broadcast_to(some, probes).astype(values.dtype)
+        return lax.dynamic_update_slice_in_dim(values, some, offset, 0)
 
-    return _Lengths(h, put(memory.lengths, h), put(memory.errors, error))
+    some = h, error, slopes
+    return _Lengths(h.astype(error.dtype), *map(put, memory[1:], some))
 
 
 @partial(jax.jit, static_argnums=3)
@@ -319,15 +331,14 @@ def _finished(pairs, given, memory, probes):
     rows, rounding = pairs[:2], None
     lengths = jnp.full(structure.length(pairs.steps), given) if memory is None else memory.lengths
     if memory is not None:
-        slopes = scaling.norms(rows[1]) * scaling.reciprocal(scaling.norms(rows[0]))
         # What of the errors contradicts symmetry: a kink that only one probe of a pass crosses.
         products = tall.gram(*rows)
         contradictions = scaling.norms((products - products.T) / 2)
         contradictions = jnp.max(contradictions.reshape(-1, probes), axis=1)
         errors = jnp.maximum(memory.errors, jnp.repeat(contradictions, probes))
         # Beside a slope that is mostly error all errors would look small.
-        share = jnp.square(2 * scaling.ratio(errors, slopes))
-        largest = jnp.max(slopes * jnp.sqrt(jnp.maximum(1 - share, 1 / 64)))
+        share = jnp.square(2 * scaling.ratio(errors, memory.slopes))
+        largest = jnp.max(memory.slopes * jnp.sqrt(jnp.maximum(1 - share, 1 / 64)))
         # Where two steps agree to the last bit, the last bit is what is left to doubt.
         rounding = jnp.maximum(scaling.ratio(errors, largest), structure.resolution(rows))
         rounding = lax.stop_gradient(rounding)
