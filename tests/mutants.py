@@ -333,9 +333,9 @@ MUTANTS = (
     Mutant(
         "errors look small beside slopes that are nothing else",
         "_at_a_point.differences",
-        "jnp.sqrt(jnp.maximum(1 - share, 1 / 64))",
-        "1",
-        "test_steps.py::test_errors_are_not_compared_with_slopes_that_are_mostly_error[3-80]",
+        "jnp.sqrt(jnp.minimum(across, without))",
+        "jnp.sqrt(across)",
+        "test_steps.py::test_errors_are_not_compared_with_slopes_that_are_mostly_error[3-400]",
     ),
     Mutant(
         "what is saturated tells of truncation",

@@ -269,19 +269,23 @@ def _before(length, second):
 
 
 class _Lengths(NamedTuple):
-    """The last length of a step that was measured, that of each pair, its error and its slope."""
+    """The last length of a step that was measured, and of each pair what was.
+
+    Its length, its error, and its slope, as it is and as far as it is not error.
+    """
 
     length: jax.Array
     lengths: jax.Array
     errors: jax.Array
     slopes: jax.Array
+    credible: jax.Array
 
 
 @partial(jax.jit, static_argnums=1)
 def _nothing_known(x, count, found):
     dtype = structure.compute_dtype(x)
     length = jnp.where(found > 0, found, 1).astype(dtype)
-    return _Lengths(length, jnp.ones(count, dtype), *2 * [jnp.zeros(count, dtype)])
+    return _Lengths(length, jnp.ones(count, dtype), *3 * [jnp.zeros(count, dtype)])
 
 
 def _weight(probes):
@@ -301,7 +305,9 @@ def _opposite(x, steps, offset, probes, h):
 def _noted(memory, pairs, offset, probes, h, check):
     """With the error of a pass, by how far its pairs are off the quotient of their check.
 
-    And with the slopes, without what of each is along that: a jump that one pair of many has.
+    And with the slopes. What of one is credible is its part that is not along the difference, which
+    is the jump where one pair alone has one, or the root of its square less that of twice the
+    error, whichever is less.
     """
     weight = _weight(probes)
     steps, grad_diffs = (krylov.rows(each, offset, probes) for each in pairs[:2])
@@ -311,23 +317,25 @@ def _noted(memory, pairs, offset, probes, h, check):
     missed, sizes = scaling.norms(off)[0], scaling.norms(grad_diffs)
     off = tall.times(scaling.reciprocal(missed), off)
     cosines = tall.gram(tall.scale(scaling.reciprocal(sizes), grad_diffs), off)[:, 0]
-    along = jnp.clip(cosines, 0, scaling.ratio(missed, sizes))
-    sizes = sizes * jnp.sqrt(jnp.maximum(1 + (along - 2 * cosines) * along, 0))
-    slopes = sizes * scaling.reciprocal(scaling.norms(steps))
     error = missed / (weight * (1 + probes / 2))
     error = jnp.where(jnp.isnan(error), jnp.inf, error)
+    along = jnp.clip(cosines, 0, scaling.ratio(missed, sizes))
+    across = jnp.maximum(1 + (along - 2 * cosines) * along, 0)
+    without = jnp.maximum(1 - jnp.square(2 * scaling.ratio(error, sizes)), 0)
+    slopes = sizes * scaling.reciprocal(scaling.norms(steps))
+    credible = slopes * jnp.sqrt(jnp.minimum(across, without))
 
     def put(values, some):
         some = jnp.broadcast_to(some, probes).astype(values.dtype)
         return lax.dynamic_update_slice_in_dim(values, some, offset, 0)
 
-    some = h, error, slopes
+    some = h, error, slopes, credible
     return _Lengths(h.astype(error.dtype), *map(put, memory[1:], some))
 
 
 @partial(jax.jit, static_argnums=3)
 def _finished(pairs, given, memory, probes):
-    """The pairs as long as they were taken; the errors beside the largest slope that has one."""
+    """The pairs as long as they were taken; the errors beside the largest slope."""
     rows, rounding = pairs[:2], None
     lengths = jnp.full(structure.length(pairs.steps), given) if memory is None else memory.lengths
     if memory is not None:
@@ -336,9 +344,9 @@ def _finished(pairs, given, memory, probes):
         contradictions = scaling.norms((products - products.T) / 2)
         contradictions = jnp.max(contradictions.reshape(-1, probes), axis=1)
         errors = jnp.maximum(memory.errors, jnp.repeat(contradictions, probes))
-        # Beside a slope that is mostly error all errors would look small.
-        share = jnp.square(2 * scaling.ratio(errors, memory.slopes))
-        largest = jnp.max(memory.slopes * jnp.sqrt(jnp.maximum(1 - share, 1 / 64)))
+        # Beside slopes that are mostly error all errors would look small.
+        largest = jnp.max(memory.credible)
+        largest = jnp.where(largest > 0, largest, jnp.max(memory.slopes) / 8)
         # Where two steps agree to the last bit, the last bit is what is left to doubt.
         rounding = jnp.maximum(scaling.ratio(errors, largest), structure.resolution(rows))
         rounding = lax.stop_gradient(rounding)
