@@ -169,7 +169,7 @@ def difference_pairs(
                 slope, x, v, eps=eps, before=before, first=first, known=known, last=last
             )
             pairs = measure(pairs, offset, h)
-            return pairs, _noted(memory, pairs, offset, probes, h, check)
+            return pairs, _noted(memory, lax.stop_gradient(pairs), offset, probes, h, check)
 
         return of_pass
 
@@ -316,7 +316,7 @@ def _noted(memory, pairs, offset, probes, h, check):
     off = tall.minus(total, check)
     missed, sizes = scaling.norms(off)[0], scaling.norms(grad_diffs)
     off = tall.times(scaling.reciprocal(missed), off)
-    cosines = tall.gram(tall.scale(scaling.reciprocal(sizes), grad_diffs), off)[:, 0]
+    cosines = tall.gram(grad_diffs, off)[:, 0] * scaling.reciprocal(sizes)
     error = missed / (weight * (1 + probes / 2))
     error = jnp.where(jnp.isnan(error), jnp.inf, error)
     along = jnp.clip(cosines, 0, scaling.ratio(missed, sizes))
