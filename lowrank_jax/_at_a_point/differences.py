@@ -339,7 +339,7 @@ def _finished(pairs, given, memory, probes):
     rows, rounding = pairs[:2], None
     lengths = jnp.full(structure.length(pairs.steps), given) if memory is None else memory.lengths
     if memory is not None:
-        # What of the errors contradicts symmetry: a kink that only one probe of a pass crosses.
+        # What of the errors contradicts symmetry, and is little in the sum of a pass.
         products = tall.gram(*rows)
         contradictions = scaling.norms((products - products.T) / 2)
         contradictions = jnp.max(contradictions.reshape(-1, probes), axis=1)
