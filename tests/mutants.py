@@ -326,7 +326,7 @@ MUTANTS = (
     Mutant(
         "errors look small beside a slope that is mostly one jump",
         "_at_a_point.differences",
-        "along = jnp.clip(cosines, 0, scaling.ratio(missed, sizes))",
+        "along = jnp.clip(cosines, 0, scaling.ratio(missed, slopes))",
         "along = jnp.zeros_like(cosines)",
         "test_steps.py::test_errors_are_not_compared_with_slopes_that_are_mostly_error[1-2000]",
     ),

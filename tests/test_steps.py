@@ -156,6 +156,37 @@ def test_errors_are_not_compared_with_slopes_that_are_mostly_error(rng, count, s
     assert true[0] / 4 < pairs.rounding[0] < 3 * true[0]
 
 
+def test_of_a_function_of_one_number_no_more_than_the_error_is_left_out(rng):
+    """All slopes and errors point along one vector, and slopes are not errors for that."""
+    ratios = []
+
+    def loss(y, a):
+        return jnp.sin(a @ y)
+
+    for a, x in rng.normal(size=(5, 2, 8)):
+        for v in (a, -a):
+            at = lrj.lowrank_hessian(loss, 1, passes=1, start=v[None], solver=lambda pairs: pairs)
+            pairs = at(x, a, key=KEY)
+            exact = np.asarray(pairs.steps) @ np.asarray(jax.hessian(loss)(x, a))
+            true = np.linalg.norm(pairs.grad_diffs - exact) / np.linalg.norm(exact)
+            ratios.append(pairs.rounding[0] / true)
+    assert np.median(ratios) > 1 / 3
+    assert np.quantile(ratios, 0.75) < 3
+
+
+def test_a_check_that_is_no_number_is_no_agreement(rng):
+    """A gradient that exists to one side of the point only."""
+    x = rng.normal(size=6)
+    at = lrj.lowrank_hessian_from_gradient(
+        lambda y: np.where(np.any(y < x), np.nan, y**3),
+        2,
+        passes=1,
+        start=np.eye(6)[:2],
+        solver=lambda pairs: pairs,
+    )
+    assert np.all(at(x, key=KEY).rounding > 0.3)
+
+
 def test_a_relu_network_at_its_start_is_flagged_in_every_pass():
     """Zero biases and blank images: the gradient jumps at the point, and all steps agree."""
     point = errors.blank_point(60)  # of 40 the jumps of the ten blank ones cancel

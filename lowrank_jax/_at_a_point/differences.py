@@ -310,19 +310,18 @@ def _noted(memory, pairs, offset, probes, h, check):
     error, whichever is less.
     """
     weight = _weight(probes)
-    steps, grad_diffs = (krylov.rows(each, offset, probes) for each in pairs[:2])
+    grad_diffs = krylov.rows(pairs.grad_diffs, offset, probes)
     check = structure.pack(jax.tree.map(lambda leaf: leaf[None], check))
     total = jax.tree.map(lambda y: weight * jnp.sum(structure.widen(y), axis=0)[None], grad_diffs)
     off = tall.minus(total, check)
-    missed, sizes = scaling.norms(off)[0], scaling.norms(grad_diffs)
+    missed, slopes = scaling.norms(off)[0], scaling.norms(grad_diffs)
     off = tall.times(scaling.reciprocal(missed), off)
-    cosines = tall.gram(grad_diffs, off)[:, 0] * scaling.reciprocal(sizes)
+    cosines = tall.gram(grad_diffs, off)[:, 0] * scaling.reciprocal(slopes)
     error = missed / (weight * (1 + probes / 2))
     error = jnp.where(jnp.isnan(error), jnp.inf, error)
-    along = jnp.clip(cosines, 0, scaling.ratio(missed, sizes))
+    along = jnp.clip(cosines, 0, scaling.ratio(missed, slopes))
     across = jnp.maximum(1 + (along - 2 * cosines) * along, 0)
-    without = jnp.maximum(1 - jnp.square(2 * scaling.ratio(error, sizes)), 0)
-    slopes = sizes * scaling.reciprocal(scaling.norms(steps))
+    without = jnp.maximum(1 - jnp.square(2 * scaling.ratio(error, slopes)), 0)
     credible = slopes * jnp.sqrt(jnp.minimum(across, without))
 
     def put(values, some):
