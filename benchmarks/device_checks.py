@@ -254,6 +254,63 @@ def batches(report: Any) -> None:
     report.check("entries of other clouds that are", np.sum(~np.isfinite(together[lanes])), 0)
 
 
+def hostile(report: Any) -> None:
+    """Small problems where a number must be the same wherever it is read, and subnormal ones.
+
+    A GPU's compiler writes small sums anew into each kernel that reads them, and keeps subnormal
+    numbers, where a CPU makes zeros of them.
+    """
+    rng, dtype = np.random.default_rng(5), np.float32
+    eps, d, k = np.finfo(dtype).eps, 7, 8
+    spread = rng.permutation(np.geomspace(1e-3, 1e3, d)).astype(dtype)
+    solve = jax.jit(lambda h, v, damping: h.solve(v, damping))
+    for size in (1e1, 1e3, 1e6):
+        core = rng.standard_normal((k, k))
+        core = (size / k * (core + core.T)).astype(dtype)
+        factors, v = rng.standard_normal((k, d)).astype(dtype), rng.standard_normal(d).astype(dtype)
+        h = lrj.SymmetricLowRank(_leaves(factors), core)
+        x = _flat(solve(h, _leaves(v), _leaves(spread)))
+        figure = _backward_error(_dense(factors, core) + np.diag(spread.astype(float)), x, v)
+        report.check(f"D spans 1e6, H to {size:.0e}: backward error in eps", figure / eps, 25)
+    t = rng.uniform(0, 1e4, size=20).astype(dtype)
+    factors, v = np.stack([t, np.ones_like(t)], axis=1), np.ones(2, dtype)
+    h, damping = lrj.SymmetricLowRank(factors, np.eye(20, dtype=dtype)), np.full(2, 1e-2, dtype)
+    dense = _dense(factors, np.eye(20)) + 1e-2 * np.eye(2)
+    truth = np.linalg.solve(dense, v)
+    error = _error(solve(h, v, damping), truth)
+    report.check("rows [t, 1] with t to 1e4: error of solve in eps", error / eps, 200)
+
+    s = rng.standard_normal((4, 40)).astype(dtype)
+    s[1] *= np.finfo(dtype).tiny * 1e-3
+    pairs = lrj.SecantPairs(s, s)
+    h = lrj.fit(pairs)
+    rest = np.delete(s, 1, axis=0)
+    report.check("a subnormal step among others", _error(jax.vmap(h.mv)(rest), rest), 1e-5)
+    found = [float(x) for x in lrj.diagnose(h, pairs)]
+    report.check("its diagnosis: entries that are not finite", np.sum(~np.isfinite(found)), 0)
+
+
+def _leaves(x):
+    """Seven numbers, or rows of them, in three leaves."""
+    lead = x.shape[:-1]
+    return {"a": x[..., 0], "b": [x[..., 1:5].reshape(*lead, 2, 2), x[..., 5:]]}
+
+
+def _flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _dense(factors, core):
+    factors, core = (np.asarray(x, float) for x in (factors, core))
+    return factors.T @ core @ factors
+
+
+def _backward_error(a, x, b):
+    x = x.astype(float)
+    size = np.linalg.norm(a, 2) * np.linalg.norm(x) + np.linalg.norm(b)
+    return np.linalg.norm(a @ x - b) / size
+
+
 def _signed(d):
     return np.where(np.arange(d) % 3 == 2, -1, 1) * np.geomspace(1, 1e-3, d)
 

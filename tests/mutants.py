@@ -423,6 +423,23 @@ MUTANTS = (
         "test_variables_in_units_far_apart_keep_their_curvature_with_a_vector_of_dampings[float32]",
     ),
     Mutant(
+        "small curvature is left in coordinates that mix it with large one",
+        "_operators.shifted",
+        "    left, eye = product(found.basis.coordinates, turn), ",
+        "    turn = jnp.eye(len(turn), dtype=turn.dtype)\n"
+        "    left, eye = product(found.basis.coordinates, turn), ",
+        "test_operator.py::"
+        "test_variables_in_units_far_apart_keep_their_curvature_with_a_vector_of_dampings[float32]",
+    ),
+    Mutant(
+        "draws with a vector of dampings are those with a number",
+        "_operators.shifted",
+        "pairs = None if is_number(d) else ",
+        "pairs = None if True else ",
+        "test_operator.py::"
+        "test_variables_in_units_far_apart_keep_their_curvature_with_a_vector_of_dampings[float32]",
+    ),
+    Mutant(
         "a factor's rows do not move the basis of the inverse",
         "_operators.shifted",
         "return _with_motion(*primals), moved",
@@ -433,8 +450,8 @@ MUTANTS = (
     Mutant(
         "what a zero row adds to the inverse is forgotten",
         "_operators.shifted",
-        "inner = resolvent.complement(found.small * found.unit, y) + mixed + mixed.T + corner",
-        "inner = resolvent.complement(found.small * found.unit, y) + mixed + mixed.T",
+        "inner = resolvent.complement() + mixed + mixed.T + corner",
+        "inner = resolvent.complement() + mixed + mixed.T",
         "test_operator_diagonal.py::"
         "test_derivatives_of_two_orders_are_those_of_the_matrix[False-dependent]",
     ),

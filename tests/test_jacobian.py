@@ -23,7 +23,10 @@ def jacobian_of(a, probes, key=0):
 
 @partial(jax.jit, static_argnums=1)
 def linear_jacobian(a, probes, key):
-    return lrj.lowrank_jacobian(lambda x: a @ x, probes)(jnp.zeros(a.shape[1], a.dtype), key=key)
+    def f(x):
+        return jnp.matmul(a, x, precision="highest")
+
+    return lrj.lowrank_jacobian(f, probes)(jnp.zeros(a.shape[1], a.dtype), key=key)
 
 
 def of_spectrum(rng, s):

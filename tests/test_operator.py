@@ -319,14 +319,33 @@ def test_the_positive_part_is_the_nearest_semidefinite_operator(rng):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_variables_in_units_far_apart_keep_their_curvature_with_a_vector_of_dampings(rng, dtype):
-    """Rows `[t, 1]` with t to 1e4: the curvature of the second is rounding beside the first's."""
-    t = rng.uniform(0, 1e4, size=20).astype(dtype)
-    factors = np.stack([t, np.ones_like(t)], axis=1)
-    h, v = lrj.SymmetricLowRank(factors, np.eye(20, dtype=dtype)), np.ones(2, dtype)
-    exact = factors.astype(float)
-    damped = exact.T @ exact + 1e-2 * np.eye(2)
-    d = np.full(2, 1e-2, dtype)
-    truth, close = np.linalg.solve(damped, v), 200 * np.finfo(dtype).eps
-    assert reference.relative_error(h.solve(v, d), truth) < close
-    np.testing.assert_allclose(h.logdet(d), np.linalg.slogdet(damped)[1], rtol=10 * close)
-    assert reference.relative_error(h.inverse(d).to_dense(), np.linalg.inv(damped)) < 100 * close
+    """Rows `[t, 1]` with t to 1e4: the curvature of the second is rounding beside the first's.
+
+    Of a hundred sets of rows, whichever of them the basis begins with.
+    """
+    t = rng.uniform(0, 1e4, size=(100, 20)).astype(dtype)
+    factors, d = np.stack([t, np.ones_like(t)], axis=-1), np.full(2, 1e-2, dtype)
+    key, eps = jax.random.key(0), np.finfo(dtype).eps
+
+    @jax.jit
+    @jax.vmap
+    def functions(factors):
+        h = lrj.SymmetricLowRank(factors, jnp.eye(20, dtype=dtype))
+        drawn, origin = h.sample(key, d), (0 * h).sample(key, d)
+        return h.solve(np.ones(2, dtype), d), h.logdet(d), h.inverse(d).to_dense(), drawn, origin
+
+    exact = factors.astype(np.longdouble)
+    (a, b), (_, c) = np.moveaxis(np.swapaxes(exact, 1, 2) @ exact + np.diag(d), 0, -1)
+    det = a * c - b**2
+    inverses = np.moveaxis(np.stack([[c, -b], [-b, a]]) / det, -1, 0)
+    found = zip(*(np.asarray(x, np.longdouble) for x in functions(factors)), strict=True)
+    for i, (x, logdet, inverse, drawn, origin) in enumerate(found):
+        assert reference.relative_error(x, inverses[i].sum(axis=1)) < 20 * eps
+        assert abs(logdet / np.log(det[i]) - 1) < 20 * eps
+        assert np.abs(inverse - inverses[i]).max() < 20 * eps / np.min(d)
+        # A draw is R z with R R^T the inverse, and that of 0 is z / sqrt(d).
+        length = np.sqrt(
+            a[i] * drawn[0] ** 2 + 2 * b[i] * drawn[0] * drawn[1] + c[i] * drawn[1] ** 2
+        )
+        close = 20 * eps * np.sqrt(a[i] / np.min(d))
+        assert abs(length - np.linalg.norm(np.sqrt(d) * origin)) < close

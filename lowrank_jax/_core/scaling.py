@@ -11,13 +11,17 @@ from lowrank_jax._core.types import Rows, Vector
 
 
 def max_abs(rows: Rows) -> jax.Array:
-    """The largest magnitude in each row, (n,); a constant; not finite where the row is not."""
+    """The largest magnitude in each row, (n,); a constant; not finite where the row is not.
+
+    It is 0 where all are subnormal: one over them overflows, and a CPU takes them for zeros.
+    """
 
     def leaf_max_abs(x):
         return jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), initial=0)
 
     rows = lax.stop_gradient(structure.pack(structure.widen(rows)))
-    return functools.reduce(jnp.maximum, jax.tree.leaves(jax.tree.map(leaf_max_abs, rows)))
+    peaks = functools.reduce(jnp.maximum, jax.tree.leaves(jax.tree.map(leaf_max_abs, rows)))
+    return jnp.where(peaks < jnp.finfo(peaks.dtype).tiny, 0, peaks)
 
 
 def power_of_two(x: jax.Array) -> jax.Array:

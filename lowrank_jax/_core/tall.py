@@ -131,4 +131,5 @@ def project_out(v: Vector, basis: Rows) -> Vector:
 
     Rounding leaves eps |v| in the span; of what a second call is given, it leaves nothing.
     """
+    v = xla.once(v)
     return jax.tree.map(jnp.subtract, v, combine(gram(basis, v), basis))

@@ -176,6 +176,7 @@ def once(x: Any) -> Any:
     """X, computed once and read from memory.
 
     XLA writes what is cheap anew into every kernel that reads it. Of a comparison of indices, which
-    all small matrices share, LLVM makes a program as long as the matrix has entries.
+    all small matrices share, LLVM makes a program as long as the matrix has entries. And on a GPU
+    two kernels round the same sum differently: what is taken off twice must be the same number.
     """
     return lax.optimization_barrier(x)

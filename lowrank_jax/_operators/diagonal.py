@@ -198,7 +198,8 @@ class DiagonalPlusLowRank:
         """Draws from the normal distribution N(0, (A + diag(damping))^-1).
 
         `R z` for standard normal z and `R R^T` that inverse. All draws are NaN where it is not
-        positive definite, as `logdet` is.
+        positive definite, as `logdet` is. A coordinate is right to rounding beside
+        `(d + damping)^(-1/2)`.
 
         Args:
           key: the random key.

@@ -68,14 +68,20 @@ def spectrum(found: Reduced) -> tuple[jax.Array, jax.Array]:
     return w - lax.stop_gradient(jnp.where(jnp.abs(w) <= found.noise, w, 0)), v
 
 
-def function(f: Callable, slope: jax.Array, found: Reduced) -> jax.Array:
+def function(
+    f: Callable,
+    slope: jax.Array,
+    found: Reduced,
+    pairs: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
     """The core of `f(H)` for the factors Q, `f(0) = 0` and `f'(0) = slope`.
 
+    With the eigenpairs of A, where those of `spectrum` are not good enough.
     Beside f(A) it has what couples zero rows of Q to the others in `f(H) = Q^T A' g(A) Q`,
     `g(x) = f(x) / x`: their first derivatives are right. Where nothing is traced, f is called
     as it is, between two programs that are compiled once.
     """
-    w, v, safe = _spectrum(found)
+    w, v, safe = _spectrum(found, pairs)
 
     def of(w):
         return jnp.where(w == 0, slope * found.unit * w, f(_nodes(w, safe, found.unit)))
@@ -85,9 +91,9 @@ def function(f: Callable, slope: jax.Array, found: Reduced) -> jax.Array:
 
 
 @jax.jit
-def _spectrum(found):
+def _spectrum(found, pairs):
     """Eigenpairs of A, and what f is asked at in place of 0, where it may not be finite."""
-    w, v = spectrum(found)
+    w, v = spectrum(found) if pairs is None else pairs
     largest = lax.stop_gradient(jnp.max(jnp.abs(w), initial=0))
     return w, v, jnp.where(largest == 0, 1, largest)
 

@@ -27,7 +27,7 @@ from jax import lax
 
 from lowrank_jax._core import scaling, structure, tall, xla
 from lowrank_jax._core.orthonormal import ThinLQ, motion
-from lowrank_jax._core.spectral import eigh, product, symmetrize
+from lowrank_jax._core.spectral import eigh, product, svd, symmetrize
 from lowrank_jax._core.types import Rows, Vector
 from lowrank_jax._operators.reduced import function, reduce, spectrum
 
@@ -63,11 +63,11 @@ def solve(diagonal: Diagonal, factors: Rows, core: jax.Array, b: Vector) -> Vect
         return x
 
     def approximate(b):
-        x = multiply(before, b)
+        x = xla.once(multiply(before, b))
         inside = resolvent.of(tall.gram(basis, x))
         for _ in range(2):  # of rounding along the span that the first leaves, nothing stays
             missed = tall.combine(inside - tall.gram(basis, x), basis)
-            x = jax.tree.map(jnp.add, x, missed)
+            x = xla.once(jax.tree.map(jnp.add, x, missed))
         return multiply(after, x)
 
     return lax.custom_linear_solve(shifted, b, solved, symmetric=True)
@@ -95,13 +95,30 @@ def draw_root(diagonal: Diagonal, factors: Rows, core: jax.Array) -> tuple[Any, 
     NaN where D + H is not positive definite.
     """
     d, found = _reduced(diagonal, factors, core)
+    pairs = None if is_number(d) else _graded_spectrum(lax.stop_gradient(found))
 
     def shifted(w):  # (1 + w)^(-1/2) - 1, without cancellation
         size = jnp.sqrt(jnp.where(w > -1, 1 + w, jnp.nan))
         return -w / (size * (1 + size))
 
     slope = jnp.full((), -0.5, core.dtype)
-    return _inverse_root(d), found.basis.rows, function(shifted, slope, found)
+    return _inverse_root(d), found.basis.rows, function(shifted, slope, found, pairs)
+
+
+def _graded_spectrum(found):
+    """Eigenpairs of A with `(1 + w)^(-1/2)` right to rounding: NaN where one is not real.
+
+    They are singular values of the root `V T^-1 U diag(1 + w)^(-1/2)` of `(I + A)^-1`.
+    """
+    resolvent = _resolvent(found, graded=True)
+    scale, u, _ = resolvent.graded
+    squares = 1 + resolvent.values
+    valid = jnp.all(squares > 0)
+    root = u / scale[:, None] * lax.rsqrt(jnp.where(valid, squares, 1))[None, :]
+    v, s, _ = svd(root)
+    w = (1 - s) * (1 + s) / s**2
+    w = jnp.where(jnp.abs(w) <= 4 * math.sqrt(len(w)) * jnp.finfo(w.dtype).eps, 0, w)
+    return w / found.unit * scaling.nan_unless(valid, w.dtype), product(resolvent.turn, v)
 
 
 def _reduced(diagonal, factors, core):
@@ -159,60 +176,82 @@ def _moving(diagonal, factors, core):
     across = free * found.half * found.unit
     mixed = product(across, y)
     corner = free * free.T * found.core * found.unit - product(mixed, across.T)
-    inner = resolvent.complement(found.small * found.unit, y) + mixed + mixed.T + corner
+    inner = resolvent.complement() + mixed + mixed.T + corner
     inner = _inner(small, gram, symmetrize(inner))
     return _Moving(rows, small, gram, inner, resolvent.log_determinant())
 
 
 class _Resolvent(NamedTuple):
-    """`I + A = T V diag(1 + w) V^T T`, T diagonal: the identity, or graded as A is.
+    """`I + A = V M V^T` for an orthogonal V: M is diagonal, or graded as A is, `M = I + C`.
 
     Eigenvalues of A are known to eps times the largest one. Where D, and so A, spans many
-    magnitudes, nothing would be left of H along the large numbers of D. A scaled
-    matrix of rows that are alike keeps it, as a Cholesky factorization would.
+    magnitudes, nothing would be left of H along the large numbers of D. What is left is in small
+    coordinates L V of the factors along the eigenvectors V of small eigenvalues, hence in
+    `C = V^T L^T K L V`: of `M = T U diag(1 + w) U^T T`, T diagonal, the middle has rows that are
+    alike, as a Cholesky factorization would find them.
 
     Source: Demmel and Veselic, Jacobi's method is more accurate than QR, SIAM J. Matrix Anal.
     Appl. 13 (1992), for what scaled matrices determine.
+
+    Attributes:
+      turn: V.
+      values: w, the eigenvalues of A or those of the middle less 1.
+      graded: T, U and C, or nothing where M is diagonal.
     """
 
-    scale: jax.Array
+    turn: jax.Array
     values: jax.Array
-    vectors: jax.Array
+    graded: tuple[jax.Array, jax.Array, jax.Array] | None = None
 
     def of(self, x):
         """`(I + A)^-1 X`, for a vector or columns."""
-        scale, divisor = (jnp.expand_dims(s, tuple(range(1, x.ndim))) for s in self[:2])
-        y = product(self.vectors.T, x / scale) / (1 + divisor)
-        return product(self.vectors, y) / scale
+        return product(self.turn, self._of(product(self.turn.T, x)))
 
-    def complement(self, a, y):
-        """`I - (I + A)^-1 = Y A Y + (I - Y)^2`: small where A is, and no less right."""
-        rest = jnp.eye(len(y), dtype=y.dtype) - y
-        return product(y, a, y) + product(rest, rest)
+    def _of(self, x):
+        """`M^-1 X`."""
+
+        def along(s):
+            return jnp.expand_dims(s, tuple(range(1, x.ndim)))
+
+        if self.graded is None:
+            return x / (1 + along(self.values))
+        scale, vectors, _ = self.graded
+        y = product(vectors.T, x / along(scale)) / (1 + along(self.values))
+        return product(vectors, y) / along(scale)
+
+    def complement(self):
+        """`I - (I + A)^-1 = V (M^-1 C M^-1 + (I - M^-1)^2) V^T`: small where A is, and as right."""
+        if self.graded is None:
+            inside = jnp.diag(self.values / (1 + self.values))
+        else:
+            eye = jnp.eye(len(self.turn), dtype=self.turn.dtype)
+            y = self._of(eye)
+            inside = product(y, self.graded[2], y) + product(eye - y, eye - y)
+        return product(self.turn, inside, self.turn.T)
 
     def log_determinant(self):
         w = self.values
-        logs = jnp.log1p(jnp.where(w > -1, w, jnp.nan))
-        return jnp.sum(logs) + 2 * jnp.sum(jnp.log(self.scale))
+        logs = jnp.sum(jnp.log1p(jnp.where(w > -1, w, jnp.nan)))
+        return logs if self.graded is None else logs + 2 * jnp.sum(jnp.log(self.graded[0]))
 
 
 def _resolvent(found, *, graded):
+    w, turn = spectrum(found)
+    unit = found.unit
     if not graded:
-        w, v = spectrum(found)
-        return _Resolvent(jnp.ones_like(w), w * found.unit, v)
-    basis = found.basis
-    a, unit, eye = found.small * found.unit, found.unit, jnp.eye(len(found.small))
-    left = jnp.abs(basis.coordinates)
-    terms = product(left.T, jnp.abs(found.core), left) * unit  # what is added up to A
+        return _Resolvent(turn, w * unit)
+    left, eye = product(found.basis.coordinates, turn), jnp.eye(len(turn), dtype=turn.dtype)
+    c = symmetrize(product(left.T, found.core, left)) * unit
+    terms = product(jnp.abs(left).T, jnp.abs(found.core), jnp.abs(left)) * unit  # summed up to C
     largest = jnp.maximum(jnp.max(terms, axis=1, initial=0), 1)
     scale = jnp.sqrt(1 + jnp.max(terms / largest[None, :] * terms, axis=1, initial=0))
     scaled = terms / scale[:, None] / scale[None, :]
-    noise = 2 * math.sqrt(len(a)) * jnp.finfo(a.dtype).eps * (1 + jnp.max(scaled, initial=0))
-    m, v = eigh((a + eye.astype(a.dtype)) / scale[:, None] / scale[None, :])
+    noise = 2 * math.sqrt(len(c)) * jnp.finfo(c.dtype).eps * (1 + jnp.max(scaled, initial=0))
+    m, v = eigh((c + eye) / scale[:, None] / scale[None, :])
     of_identity = jnp.sum((v / scale[:, None]) ** 2, axis=0)
     # The curvature of H, exactly 0 where it is rounding.
     curvature = jnp.where(jnp.abs(m - of_identity) <= noise, 0, m - of_identity)
-    return _Resolvent(scale, of_identity + curvature - 1, v)
+    return _Resolvent(turn, of_identity + curvature - 1, (scale, v, c))
 
 
 def _gram(_, x, y):

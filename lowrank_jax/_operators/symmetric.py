@@ -319,7 +319,8 @@ class SymmetricLowRank:
         damping is a number; differentiable in H and damping. All
         draws are NaN where `H + damping` is not positive definite: for an
         indefinite H choose the damping above minus its smallest eigenvalue, or
-        sample from `h.positive_part()` or `h.map_spectrum(jnp.abs)`.
+        sample from `h.positive_part()` or `h.map_spectrum(jnp.abs)`. A coordinate is right to
+        rounding beside `damping^(-1/2)`; of which eigenvalues count as zero see `solve`.
 
         Args:
           key: the random key.
