@@ -405,7 +405,21 @@ MUTANTS = (
         "_clouds.pairs",
         "steps = tall.scale(_resolved(steps, points), steps)",
         "pass",
-        "test_pairs.py::test_a_symmetric_stencil_has_no_step_at_its_centre",
+        "test_pairs.py::test_points_on_lines_have_a_step_for_each_line[2-ends0-float64]",
+    ),
+    Mutant(
+        "what rounding leaves of two steps is a direction",
+        "_core.orthonormal",
+        "noise = known if errors is None else jnp.clip(errors, known, MOST_ERROR)",
+        "noise = known",
+        "test_pairs.py::test_points_on_lines_have_a_step_for_each_line[2-ends1-float64]",
+    ),
+    Mutant(
+        "nor is it one where steps are more than dimensions",
+        "_clouds.whitened",
+        "of_columns = error * scaling.reciprocal(scaling.norms(u.T))",
+        "of_columns = None",
+        "test_pairs.py::test_points_on_lines_have_a_step_for_each_line[4-ends1-float64]",
     ),
     Mutant(
         "rounding along the span stays in a solution",

@@ -27,7 +27,7 @@ def test_a_cloud_gives_the_fit_of_its_gradients(rng):
                 found = lrj.secant_hessian(
                     loss, 1, pairing=pairing, solver=solver, batch_size=batch_size
                 )(w, points)
-                assert reference.relative_error(found.to_dense(), expected) < 1e-10
+                assert reference.relative_error(found.to_dense(), expected) < 1e-8
 
 
 KEY = jax.random.key(0)

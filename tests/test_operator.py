@@ -108,8 +108,10 @@ def test_functions_of_the_operator_equal_their_dense_twins(rng, k, dtype):
     assert close(diagonal, np.diag(dense))
     rank, positive = min(k, 7), np.sum(values > 1e-6 * np.max(np.abs(values)))
     assert [int(count) for count in inertia] == [positive, rank - positive, 7 - rank]
-    for name, (_, twin) in maps.items():
-        assert close(dense_maps[name], mapped(twin).ravel()), name
+    for name, (_, twin) in maps.items():  # what should be 0 is rounding in the twin
+        missed = np.linalg.norm(np.asarray(dense_maps[name], float) - mapped(twin))
+        allowed = TOLERANCE[dtype] * np.linalg.norm(mapped(twin)) + 1e-14 * np.linalg.norm(dense)
+        assert missed <= allowed, name
     z = np.sqrt(damping) * np.asarray(ravel_pytree(origin)[0], float)
     assert close(drawn, mapped(lambda x: (x + damping) ** -0.5) @ z)
 

@@ -54,16 +54,22 @@ def test_centering_keeps_the_digits_of_a_cloud_far_from_the_origin(rng):
     assert reference.relative_error(lrj.centered(points, points).steps, exact) < 1e-6
 
 
-def test_a_symmetric_stencil_has_no_step_at_its_centre(rng):
-    """The mean of x, x + h, x - h is x up to rounding: that is no direction."""
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("ends", [(1, -1), (1, -1, 2)])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_points_on_lines_have_a_step_for_each_line(rng, count, ends, dtype):
+    """Not one at the centre, the mean up to rounding, nor one where rounding parts h from 2 h."""
     a = draws.symmetric(rng, 9)
-    for _ in range(20):
-        x, h = rng.normal(size=9), 1e-2 * rng.normal(size=9)
-        points = np.stack([x, x + h, x - h])
-        found = lrj.fit(lrj.centered(points, points @ a)).to_dense()
-        s = (points[1] - points[0])[None]
-        truth = reference.fit(s, s @ a, 2 / 3)
-        assert reference.relative_error(found, truth) < 1e-9
+    fitted = jax.jit(lambda points, grads: lrj.fit(lrj.centered(points, grads)).to_dense())
+    for size in (1e-1, 1e-2, 1e-3):
+        for _ in range(40):
+            x, h = rng.normal(size=9), size * rng.normal(size=(count, 9))
+            points = np.concatenate([x[None], *(x + t * h for t in ends)]).astype(dtype)
+            grads = (points.astype(float) @ a).astype(dtype)
+            s = points[1 : count + 1].astype(float) - points[0]
+            truth = reference.fit(s, s @ a, 2 / 3)
+            close = 100 * np.finfo(dtype).eps / size
+            assert reference.relative_error(fitted(points, grads), truth) < close
 
 
 @pytest.mark.parametrize("pairing", [lrj.centered, lrj.from_first, lrj.successive])

@@ -3,7 +3,6 @@
 Powers of two change no bit. All else holds to within what rounding may do by theory (`Rounding`).
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -395,8 +394,10 @@ def quartic(x, a, offset, size, factor):
 
 @jax.jit
 def of_cloud(points, extrapolate, a, offset, size, factor):
-    hessian = lrj.secant_hessian(quartic, solver=partial(lrj.fit, extrapolate=extrapolate))
-    return hessian(points, a, offset, size, factor)
+    def solver(pairs):  # without their rounding, which knows how far from the origin they are
+        return lrj.fit(pairs[:2], extrapolate=extrapolate)
+
+    return lrj.secant_hessian(quartic, solver=solver)(points, a, offset, size, factor)
 
 
 pairs_of_cloud = jax.jit(lrj.secant_pairs(quartic))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowrank_jax._clouds.pairs import SecantPairs, check
+from lowrank_jax._clouds.pairs import SecantPairs, check, step_errors
 from lowrank_jax._clouds.whitened import compress_to_dimension, whiten
 from lowrank_jax._core import scaling, structure, tall
 from lowrank_jax._core.spectral import eigh
@@ -67,21 +67,23 @@ def ritz_pairs(pairs: SecantPairs | tuple[Rows, Rows]) -> RitzPairs:
       True
     """
     pairs, _ = check(pairs)
-    return _ritz_pairs(pairs.steps, pairs.grad_diffs)
+    return _ritz_pairs(pairs)
 
 
 @jax.jit
-def _ritz_pairs(steps, grad_diffs):
+def _ritz_pairs(pairs):
+    steps, grad_diffs, _ = pairs
+    errors = step_errors(pairs)
     n, eps = structure.length(steps), structure.resolution(steps)
     vector, wide = structure.row(steps), structure.widen((steps, grad_diffs))
     dtype = structure.compute_dtype(wide)
     if min(n, structure.size(vector)) == 0:
         return RitzPairs(jnp.zeros(n, dtype), steps, jnp.full(n, jnp.inf, dtype))
     if n > structure.size(vector):
-        wide = compress_to_dimension(*wide, eps=eps)[:2]
+        *wide, _, errors = compress_to_dimension(*wide, eps=eps, errors=errors)
     else:
         wide = tuple(map(structure.pack, wide))
-    whitened = whiten(*wide, eps=eps)
+    whitened = whiten(*wide, eps=eps, errors=errors)
     a, _ = whitened.products()
     m, kept = whitened.symmetric(a), whitened.kept
 

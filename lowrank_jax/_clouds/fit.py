@@ -50,7 +50,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax._clouds.pairs import SecantPairs, check
+from lowrank_jax._clouds.pairs import SecantPairs, check, step_errors
 from lowrank_jax._clouds.whitened import compress_to_dimension, whiten
 from lowrank_jax._core import checks, scaling, structure, tall, xla
 from lowrank_jax._core.spectral import diagonal, inverse, mirror, product, symmetrize
@@ -116,8 +116,10 @@ def fit(
         Equal ones count unit steps alike, None all directions of their span.
       extrapolate: in [0, 1]; may be traced, and one outside then makes the operator NaN.
       rtol: directions of the unit steps below `rtol` times the largest singular value
-        are dropped, as in `jnp.linalg.pinv`; None drops what is rounding noise. Which ones is a
-        constant to differentiation.
+        are dropped, as in `jnp.linalg.pinv`; None drops what is rounding noise, by the dtype and
+        by `pairs.rounding` where it is known. With a number, 0 among them, the pairs' rounding
+        does not count: steps of a smooth path in many dimensions carry curvature below it.
+        Which ones are dropped is a constant to differentiation.
 
     Returns:
       `SymmetricLowRank` with 2n factors, leaves in the dtypes of the steps; where 2n is D or more,
@@ -162,24 +164,26 @@ def fit(
     if min(n, structure.size(structure.row(pairs.steps))) == 0:
         return nothing if base is None else base
     extrapolate = jnp.asarray(extrapolate, dtype)
-    rtol = None if rtol is None else jnp.asarray(rtol, dtype)
+    if rtol is not None:
+        pairs, rtol = pairs._replace(rounding=None), jnp.asarray(rtol, dtype)
     if base is None:
-        return _fit(pairs.steps, pairs.grad_diffs, weights, extrapolate, rtol)
-    return _update(base, pairs.steps, pairs.grad_diffs, weights, extrapolate, rtol)
+        return _fit(pairs, weights, extrapolate, rtol)
+    return _update(base, pairs, weights, extrapolate, rtol)
 
 
 @jax.jit
-def _update(base, steps, grad_diffs, *options):
-    s, y = structure.widen((steps, grad_diffs))
+def _update(base, pairs, *options):
+    s, y = structure.widen((pairs.steps, pairs.grad_diffs))
     images = jax.vmap(structure.widen(base).mv)(s)
-    h = _fit(steps, jax.tree.map(jnp.subtract, y, images), *options)
-    return base + h
+    return base + _fit(pairs._replace(grad_diffs=jax.tree.map(jnp.subtract, y, images)), *options)
 
 
 @jax.jit
 def _fit(
-    steps: Rows, grad_diffs: Rows, weights: jax.Array | None, extrapolate: Any, rtol: Any
+    pairs: SecantPairs, weights: jax.Array | None, extrapolate: Any, rtol: Any
 ) -> SymmetricLowRank:
+    steps, grad_diffs, _ = pairs
+    errors = step_errors(pairs)
     n, eps = structure.length(steps), structure.resolution(steps)
     wide = structure.widen((steps, grad_diffs))
     vector = structure.row(wide[0])
@@ -191,19 +195,21 @@ def _fit(
         weights = weights / largest
         wide = tuple(tall.where(weights > 0, rows) for rows in wide)
     if n > structure.size(vector):
-        *wide, weights = compress_to_dimension(*wide, eps=eps, rtol=rtol, weights=weights)
+        *wide, weights, errors = compress_to_dimension(
+            *wide, eps=eps, rtol=rtol, weights=weights, errors=errors
+        )
         rtol = None  # it was applied where lengths were known
     else:
         wide = tuple(map(structure.pack, wide))
-    pairs = whiten(*wide, eps=eps, rtol=rtol, weights=weights)
-    a, k = pairs.products()
-    m, eye = pairs.symmetric(a), xla.once(jnp.eye(len(a), dtype=a.dtype))
-    u_squared = CONTRADICTION**2 * pairs.contradiction(a - m)
-    c = _damped_inverse(m, k, u_squared, pairs.kept, eye, extrapolate)
+    whitened = whiten(*wide, eps=eps, rtol=rtol, weights=weights, errors=errors)
+    a, k = whitened.products()
+    m, eye = whitened.symmetric(a), xla.once(jnp.eye(len(a), dtype=a.dtype))
+    u_squared = CONTRADICTION**2 * whitened.contradiction(a - m)
+    c = _damped_inverse(m, k, u_squared, whitened.kept, eye, extrapolate)
     core = jnp.block([[m, eye], [eye, c]])
-    factors = pairs.rows(_factors, a)  # the rows of Q and P
+    factors = whitened.rows(_factors, a)  # the rows of Q and P
 
-    scale = pairs.unit * scaling.nan_unless(valid, core.dtype)
+    scale = whitened.unit * scaling.nan_unless(valid, core.dtype)
     if 2 * n >= structure.size(vector):  # then the matrix itself is no larger
         dense = structure.matrix(factors)
         core, factors = mirror(product(dense.T, core, dense)), structure.identity(vector)

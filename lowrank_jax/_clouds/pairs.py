@@ -31,7 +31,9 @@ class SecantPairs(NamedTuple):
             rounding_i = eps (|x| / |s_i| + |g| / (c |s_i|)).
 
         Near 1 the pair carries nothing but noise; it is infinite for points that
-        rounding cannot tell apart, whose zero step no fit uses.
+        rounding cannot tell apart, whose zero step no fit uses. Nor does a fit without `rtol`
+        use combinations of unit steps that are no longer than half of it, as points on a line
+        leave of all steps but one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -263,6 +265,18 @@ def rounding(pairs: SecantPairs) -> jax.Array:
         return jnp.asarray(pairs.rounding)
     dtype = structure.compute_dtype(pairs.steps)
     return jnp.full(structure.length(pairs.steps), structure.resolution(pairs.steps), dtype)
+
+
+def step_errors(pairs: SecantPairs) -> jax.Array | None:
+    """How far off unit steps are, (n,), for what is only rounding in their combinations.
+
+    `rounding` is a sum of two bounds, and an error of that kind is typically below 0.3 of one.
+    """
+    if pairs.rounding is None:
+        return None
+    dtype = structure.compute_dtype((pairs.steps, pairs.grad_diffs))
+    error = lax.stop_gradient(jnp.asarray(pairs.rounding, dtype))
+    return jnp.where(jnp.isfinite(error), error / 4, 0)
 
 
 def _cloud(points, grads):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax._clouds.fit import fit
-from lowrank_jax._clouds.pairs import SecantPairs, check
+from lowrank_jax._clouds.pairs import SecantPairs, check, step_errors
 from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.orthonormal import orthonormal, thin_lq
 from lowrank_jax._core.spectral import diagonal, product, symmetrize
@@ -115,7 +115,7 @@ def _choose_shift(pairs, extrapolate):
     candidates = jnp.concatenate([median * jnp.array(SHIFTS, median.dtype), within])
 
     def left_out(c):
-        return left_out_errors(SecantPairs(s, y - c * s), extrapolate=extrapolate)
+        return left_out_errors(short.pairs._replace(grad_diffs=y - c * s), extrapolate=extrapolate)
 
     chosen = _least(left_out, candidates, short.pairs)
     unit_s, unit_y = (_unit(structure.widen(rows))[0] for rows in (pairs.steps, pairs.grad_diffs))
@@ -206,13 +206,14 @@ def compressed(pairs: SecantPairs) -> Compressed:
     if structure.length(s) == 0:
         nothing = jnp.zeros((1, 1), structure.compute_dtype(s))
         return Compressed(SecantPairs(nothing, nothing), jnp.array(0), nothing)
-    basis = orthonormal(s, eps=structure.resolution(pairs.steps))
+    basis = orthonormal(s, eps=structure.resolution(pairs.steps), errors=step_errors(pairs))
     w, r = tall.gram(y, basis.rows), tall.gram(s, basis.rows)
     outside = thin_lq(jax.tree.map(jnp.subtract, y, tall.combine(w, basis.rows)))
     steps = jnp.concatenate([r, jnp.zeros_like(r)], axis=1)
     slopes = jnp.concatenate([w, outside.coordinates / outside.scale[:, None]], axis=1)
     transform = basis.transform * basis.scale[None, :]
-    return Compressed(SecantPairs(steps, slopes), jnp.sum(basis.kept), transform)
+    short = SecantPairs(steps, slopes, pairs.rounding)
+    return Compressed(short, jnp.sum(basis.kept), transform)
 
 
 def _unit(rows):
@@ -226,7 +227,7 @@ def left_out_errors(short, **options):
 
     The steps of `centered` sum to zero. Without point i they start from another mean.
     """
-    s, y, _ = short
+    s, y, rounding = short
     n = len(s)
     sizes = scaling.norms(s)
     used, inverse = sizes > 0, scaling.reciprocal(sizes)
@@ -237,7 +238,7 @@ def left_out_errors(short, **options):
     def missed(i):
         others = (used & (jnp.arange(n) != i))[:, None]
         left = [jnp.where(others, rows + shift * rows[i][None, :], 0) for rows in (s, y)]
-        h = fit(SecantPairs(*left), **options)
+        h = fit(SecantPairs(*left, rounding), **options)
         return scaling.norm(h @ s[i] - y[i]) * inverse[i]
 
     return jax.vmap(missed)(jnp.arange(n))

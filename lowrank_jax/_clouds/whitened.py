@@ -18,6 +18,7 @@ in the eigenvectors of W, with its eigenvalues l: of two measurements of one num
 along the better-measured direction counts more. On consistent pairs no weight changes anything.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -113,7 +114,8 @@ def compress_to_dimension(
     eps: float,
     rtol: Scalar | None = None,
     weights: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    errors: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
     """Replaces n pairs in D < n dimensions by D pairs with the same least squares.
 
     With the rows of C an orthonormal basis of the columns of the unit steps U, and V what goes
@@ -122,23 +124,31 @@ def compress_to_dimension(
     whitening takes steps of unit length, of which it cannot tell how long they were. With weights
     the columns of V are met by weighted least squares in the columns of C^T, and the D new pairs,
     whose errors are not independent, come with a matrix of weights. D x D and D x n matrices alone.
+    The relative errors of the steps become those of the new ones.
     """
     inverse_norms = scaling.reciprocal(scaling.norms(steps))
     u, v = (structure.matrix(tall.scale(inverse_norms, rows)) for rows in (steps, grad_diffs))
-    c = orthonormal(u.T, eps=eps).rows  # (D, n)
+    of_columns = None
+    if errors is not None:  # an error is in no coordinate more than in others
+        error = scaling.norm(errors) / math.sqrt(u.shape[1])
+        of_columns = error * scaling.reciprocal(scaling.norms(u.T))
+    c = orthonormal(u.T, eps=eps, errors=lax.stop_gradient(of_columns)).rows  # (D, n)
     if rtol is not None:
         x, s, _ = svd(lax.stop_gradient(tall.combine(c, u)))
         c = tall.combine(jnp.where((s > rtol * s[0])[None, :], x, 0).T, c)
     # A coordinate that is only rounding was lifted in U^T, and must not become a step again.
     sizes = scaling.norms(tall.combine(c, u))
     least = 2 * rounding_of_rows(len(c.T), u.dtype, eps) * jnp.max(sizes)
+    if errors is not None:
+        errors = jnp.sqrt(jnp.sum((c * errors[None, :]) ** 2, axis=1))
+        errors = lax.stop_gradient(errors * scaling.reciprocal(sizes))
     seen = lax.stop_gradient(sizes > least)
     c = tall.where(seen, c)
     if weights is None:
-        return tall.combine(c, u), tall.combine(c, v), None
+        return tall.combine(c, u), tall.combine(c, v), None, errors
     of_slopes, (weights, *_) = _weighted(c, c.T, seen, weights)
     weights = weights * sizes[:, None] * sizes[None, :]
-    return tall.combine(c, u), tall.combine(of_slopes, v), weights
+    return tall.combine(c, u), tall.combine(of_slopes, v), weights, errors
 
 
 def whiten(
@@ -148,13 +158,14 @@ def whiten(
     eps: float,
     rtol: Scalar | None = None,
     weights: jax.Array | None = None,
+    errors: jax.Array | None = None,
 ) -> WhitenedPairs:
-    """Whitens n pairs, all leaves of one dtype; `eps` and `rtol` as in `whitening`.
+    """Whitens n pairs, all leaves of one dtype; `eps`, `rtol` and `errors` as in `whitening`.
 
     `weights`: those of unit steps and their slopes, (n,), not negative, or a definite (n, n) matrix
     where their errors depend on each other; None for least squares in whitened steps.
     """
-    found = whitening(steps, eps=eps, rtol=rtol)
+    found = whitening(steps, eps=eps, rtol=rtol, errors=errors)
     transform, coordinates = least_squares(found, steps)
     quality = None
     if weights is not None:

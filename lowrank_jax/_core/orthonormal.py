@@ -17,6 +17,7 @@ from lowrank_jax._core.spectral import diagonal, inverse, inverse_root, product,
 from lowrank_jax._core.types import Rows, Scalar
 
 ROUNDS = 4  # of pivoted Cholesky, at most
+MOST_ERROR = 1 / 8  # of a unit row
 
 
 class Transform(NamedTuple):
@@ -61,13 +62,13 @@ class Basis(NamedTuple):
     kept: jax.Array
 
 
-def orthonormal(rows: Rows, *, eps: float) -> Basis:
+def orthonormal(rows: Rows, *, eps: float, errors: jax.Array | None = None) -> Basis:
     """Makes an orthonormal basis of the span of n rows, all leaves of one dtype, as `whitening`."""
     n, dtype = structure.length(rows), structure.compute_dtype(rows)
     if n == 0:
         none, empty = jnp.zeros(0, dtype), jnp.zeros((0, 0), dtype)
         return Basis(rows, empty, none, jnp.zeros(0, bool))
-    found = whitening(rows, eps=eps)
+    found = whitening(rows, eps=eps, errors=errors)
     basis = xla.blockwise_map(orthonormal_rows, found.to_rows, rows)
     transform = least_squares(found, rows)[0] * found.unit[None, :]
     return Basis(basis, transform, found.scale, found.kept)
@@ -80,7 +81,9 @@ def orthonormal_rows(to_rows: tuple, rows: Rows) -> Rows:
     return jax.tree.map(jnp.add, rows, tall.combine(correct, rows))  # V is small: no grouping
 
 
-def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transform:
+def whitening(
+    rows: Rows, *, eps: float, rtol: Scalar | None = None, errors: jax.Array | None = None
+) -> Transform:
     """Finds orthonormal combinations of n rows: rounds of pivoted Cholesky, then whitening.
 
     A round takes the Gram matrix of the combinations so far, and its pivoted Cholesky factor
@@ -90,7 +93,7 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
     hardly above their noise not very, and V, which corrects it, carries all derivatives.
 
     The rank of rows is decided here and nowhere else: unit rows that are known to within `noise`
-    have combinations t that are known to within `noise |t|`, and one that is not twice as long
+    have combinations t that are known to within `|noise t|`, and one that is not twice as long
     vanishes: all others are made orthogonal to t, so that T is a pseudo-inverse (see
     `least_squares`), and t itself is replaced by zero.
 
@@ -99,6 +102,8 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
       eps: relative rounding error of the entries, if larger than that of their dtype.
       rtol: directions below `rtol` times the largest singular value of the unit
         rows are dropped as well, as in the truncated pseudo-inverse.
+      errors: relative errors of the rows, (n,), where they are larger than what `eps` says; to
+        `MOST_ERROR`, so that no row vanishes for being uncertain itself.
 
     Source: Fukaya, Kannan, Nakatsukasa, Yamamoto and Yanagisawa, Shifted Cholesky QR for computing
     the QR factorization of ill-conditioned matrices, SIAM J. Sci. Comput. 42 (2020), for rounds
@@ -106,7 +111,8 @@ def whitening(rows: Rows, *, eps: float, rtol: Scalar | None = None) -> Transfor
     (1990), for pivots and rank.
     """
     n, dtype = structure.length(rows), structure.compute_dtype(rows)
-    noise = rounding_of_rows(n, dtype, eps)
+    known = rounding_of_rows(n, dtype, eps)
+    noise = known if errors is None else jnp.clip(errors, known, MOST_ERROR)
     eye = xla.once(jnp.eye(n, dtype=dtype))
     scale = 1 / scaling.power_of_two(scaling.max_abs(rows))
     inner = xla.blockwise_sum(_combined_gram, (scale, None), rows)
@@ -180,7 +186,7 @@ def _pivoted_cholesky(combine, inner, noise):
         i = jnp.argmax(jnp.where(free, lengths, -1))
         row, square = rows[i], rows[i, i]
         size = jnp.sum(row[n:] ** 2)
-        short, least = 4 * n * info.eps * inner[i, i], 4 * noise**2 * size
+        short, least = 4 * n * info.eps * inner[i, i], 4 * jnp.sum((noise * row[n:]) ** 2)
         gone = jnp.maximum(square, short) <= least
         row = jnp.where(gone & in_gram, 0, row)
         beside = jnp.where(gone, product(rows[:, n:], row[n:]), rows[i, :n])  # T t, or G's row
