@@ -415,6 +415,13 @@ MUTANTS = (
         "test_pairs.py::test_points_on_lines_have_a_step_for_each_line[2-ends1-float64]",
     ),
     Mutant(
+        "an rtol that is chosen knows no rounding",
+        "_clouds.selection",
+        "candidates = jnp.clip(candidates, 2 * jnp.max(errors, initial=0), max(RTOLS))",
+        "pass",
+        "test_pairs.py::test_a_chosen_rtol_leaves_out_what_rounding_parts[ends0]",
+    ),
+    Mutant(
         "nor is it one where steps are more than dimensions",
         "_clouds.whitened",
         "of_columns = error * scaling.reciprocal(scaling.norms(u.T))",

@@ -72,6 +72,17 @@ def test_points_on_lines_have_a_step_for_each_line(rng, count, ends, dtype):
             assert reference.relative_error(fitted(points, grads), truth) < close
 
 
+@pytest.mark.parametrize("ends", [(1, -1), (1, -1, 2)])
+def test_a_chosen_rtol_leaves_out_what_rounding_parts(rng, ends):
+    a = draws.symmetric(rng, 9)
+    fitted = jax.jit(lambda pairs: lrj.fit(pairs, rtol=lrj.choose_rtol(pairs)).to_dense())
+    for _ in range(40):
+        x, h = rng.normal(size=9), 1e-2 * rng.normal(size=(2, 9))
+        points = np.concatenate([x[None], *(x + t * h for t in ends)])
+        found = fitted(lrj.centered(points, points @ a))
+        assert reference.relative_error(found, reference.fit(h, h @ a, 2 / 3)) < 1e-11
+
+
 @pytest.mark.parametrize("pairing", [lrj.centered, lrj.from_first, lrj.successive])
 def test_half_precision_is_widened_before_subtracting(rng, pairing):
     points = jnp.asarray(1 + 0.1 * rng.normal(size=(6, 9)), jnp.bfloat16)

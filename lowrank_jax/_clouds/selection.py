@@ -127,6 +127,7 @@ def choose_rtol(
 ) -> jax.Array:
     """Chooses the `rtol` in {0, 1e-3, 1e-2, 0.1, 0.3} that predicts each pair best from the others.
 
+    In place of what is below it stands half of the pairs' largest rounding, where that is known.
     For noisy gradients along a trajectory, as `history` keeps them: a direction in which the steps
     hardly differ carries little but noise, and a fit without it is better. Of the steps of
     `lowrank_hessian`, which are orthogonal, there is none to leave out. A scalar for
@@ -162,7 +163,10 @@ def _choose_rtol(pairs, extrapolate):
     def left_out(short, rtol):
         return left_out_errors(short, extrapolate=extrapolate, rtol=rtol)
 
-    return _choose(pairs, RTOLS, left_out)
+    errors, candidates = step_errors(pairs), jnp.array(RTOLS, extrapolate.dtype)
+    if errors is not None:  # a fit with a number leaves them to the number
+        candidates = jnp.clip(candidates, 2 * jnp.max(errors, initial=0), max(RTOLS))
+    return _choose(pairs._replace(rounding=None), candidates, left_out)
 
 
 def _choose(pairs, candidates, left_out):
