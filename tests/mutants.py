@@ -38,7 +38,7 @@ MUTANTS = (
     Mutant(
         "M is not symmetrised",
         "_clouds.fit",
-        "m, eye = pairs.symmetric(a), ",
+        "m, eye = whitened.symmetric(a), ",
         "m, eye = a, ",
         "test_fit.py::test_inconsistent_pairs_are_least_squares_in_whitened_steps[0]",
     ),
