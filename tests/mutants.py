@@ -426,7 +426,7 @@ MUTANTS = (
         "_clouds.whitened",
         "of_columns = error * scaling.reciprocal(scaling.norms(u.T))",
         "of_columns = None",
-        "test_pairs.py::test_points_on_lines_have_a_step_for_each_line[4-ends1-float64]",
+        "test_pairs.py::test_points_on_lines_have_a_step_for_each_line[5-ends1-float64]",
     ),
     Mutant(
         "rounding along the span stays in a solution",

@@ -56,7 +56,7 @@ def test_centering_keeps_the_digits_of_a_cloud_far_from_the_origin(rng):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("ends", [(1, -1), (1, -1, 2)])
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2, 5])
 def test_points_on_lines_have_a_step_for_each_line(rng, count, ends, dtype):
     """Not one at the centre, the mean up to rounding, nor one where rounding parts h from 2 h."""
     a = draws.symmetric(rng, 9)
@@ -70,6 +70,29 @@ def test_points_on_lines_have_a_step_for_each_line(rng, count, ends, dtype):
             truth = reference.fit(s, s @ a, 2 / 3)
             close = 100 * np.finfo(dtype).eps / size
             assert reference.relative_error(fitted(points, grads), truth) < close
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_what_is_said_of_points_on_lines_counts_each_line_once(rng, count):
+    a, x, h = draws.symmetric(rng, 9), rng.normal(size=9), 1e-2 * rng.normal(size=(count, 9))
+    points = np.concatenate([x[None], *(x + t * h for t in (1, -1, 2))])
+    pairs = lrj.centered(points, points @ a)
+    said = lrj.diagnose(lrj.fit(pairs), pairs)
+    assert said.rank == count
+    assert said.leave_one_out < 1e-9
+    assert np.sum(np.isfinite(lrj.ritz_pairs(pairs).residuals)) == count
+
+
+def test_rounding_drops_no_step_itself_and_nothing_beside_a_given_rtol(rng):
+    a, s = draws.symmetric(rng, 9), rng.normal(size=(3, 9))
+    s[1] = s[0] + 1e-3 * s[1]
+    alone, pairs = lrj.SecantPairs(s[2:], s[2:] @ a), lrj.SecantPairs(s, s @ a)
+    for known, rtol in ((alone, None), (pairs, 0.0)):
+        noisy = known._replace(rounding=jnp.full(len(known.steps), 10.0))
+        truth = lrj.fit(known, rtol=rtol).to_dense()
+        assert reference.relative_error(lrj.fit(noisy, rtol=rtol).to_dense(), truth) < 1e-12
+    dropped = lrj.fit(pairs._replace(rounding=jnp.full(3, 0.1))).to_dense()
+    assert reference.relative_error(dropped, lrj.fit(pairs).to_dense()) > 0.1
 
 
 @pytest.mark.parametrize("ends", [(1, -1), (1, -1, 2)])

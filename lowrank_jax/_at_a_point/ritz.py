@@ -80,7 +80,7 @@ def _ritz_pairs(pairs):
     if min(n, structure.size(vector)) == 0:
         return RitzPairs(jnp.zeros(n, dtype), steps, jnp.full(n, jnp.inf, dtype))
     if n > structure.size(vector):
-        *wide, _, errors = compress_to_dimension(*wide, eps=eps, errors=errors)
+        wide, errors = compress_to_dimension(*wide, eps=eps, errors=errors)[:2], None
     else:
         wide = tuple(map(structure.pack, wide))
     whitened = whiten(*wide, eps=eps, errors=errors)

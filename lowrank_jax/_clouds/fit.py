@@ -195,10 +195,10 @@ def _fit(
         weights = weights / largest
         wide = tuple(tall.where(weights > 0, rows) for rows in wide)
     if n > structure.size(vector):
-        *wide, weights, errors = compress_to_dimension(
+        *wide, weights = compress_to_dimension(
             *wide, eps=eps, rtol=rtol, weights=weights, errors=errors
         )
-        rtol = None  # it was applied where lengths were known
+        rtol = errors = None  # they were applied where lengths were known
     else:
         wide = tuple(map(structure.pack, wide))
     whitened = whiten(*wide, eps=eps, rtol=rtol, weights=weights, errors=errors)

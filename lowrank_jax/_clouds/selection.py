@@ -236,12 +236,19 @@ def left_out_errors(short, **options):
     sizes = scaling.norms(s)
     used, inverse = sizes > 0, scaling.reciprocal(sizes)
     negligible = jnp.sqrt(jnp.finfo(s.dtype).eps) * jnp.max(sizes, initial=0)
+    errors = step_errors(short)
+    unresolved = (
+        4 * n * jnp.finfo(s.dtype).eps if errors is None else 4 * jnp.minimum(errors, 1 / 8)
+    )
+    rounded = unresolved * sizes
     is_centered = scaling.norm(jnp.sum(s, axis=0)) <= negligible
     shift = jnp.where(is_centered, 1 / jnp.maximum(jnp.sum(used) - 1, 1), 0).astype(s.dtype)
 
     def missed(i):
         others = (used & (jnp.arange(n) != i))[:, None]
         left = [jnp.where(others, rows + shift * rows[i][None, :], 0) for rows in (s, y)]
+        there = (scaling.norms(left[0]) > rounded)[:, None]  # a point may be the others' mean
+        left = [jnp.where(there, rows, 0) for rows in left]
         h = fit(SecantPairs(*left, rounding), **options)
         return scaling.norm(h @ s[i] - y[i]) * inverse[i]
 

@@ -115,7 +115,7 @@ def compress_to_dimension(
     rtol: Scalar | None = None,
     weights: jax.Array | None = None,
     errors: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Replaces n pairs in D < n dimensions by D pairs with the same least squares.
 
     With the rows of C an orthonormal basis of the columns of the unit steps U, and V what goes
@@ -124,7 +124,7 @@ def compress_to_dimension(
     whitening takes steps of unit length, of which it cannot tell how long they were. With weights
     the columns of V are met by weighted least squares in the columns of C^T, and the D new pairs,
     whose errors are not independent, come with a matrix of weights. D x D and D x n matrices alone.
-    The relative errors of the steps become those of the new ones.
+    What is rounding by the errors of the steps goes here.
     """
     inverse_norms = scaling.reciprocal(scaling.norms(steps))
     u, v = (structure.matrix(tall.scale(inverse_norms, rows)) for rows in (steps, grad_diffs))
@@ -139,16 +139,13 @@ def compress_to_dimension(
     # A coordinate that is only rounding was lifted in U^T, and must not become a step again.
     sizes = scaling.norms(tall.combine(c, u))
     least = 2 * rounding_of_rows(len(c.T), u.dtype, eps) * jnp.max(sizes)
-    if errors is not None:
-        errors = jnp.sqrt(jnp.sum((c * errors[None, :]) ** 2, axis=1))
-        errors = lax.stop_gradient(errors * scaling.reciprocal(sizes))
     seen = lax.stop_gradient(sizes > least)
     c = tall.where(seen, c)
     if weights is None:
-        return tall.combine(c, u), tall.combine(c, v), None, errors
+        return tall.combine(c, u), tall.combine(c, v), None
     of_slopes, (weights, *_) = _weighted(c, c.T, seen, weights)
     weights = weights * sizes[:, None] * sizes[None, :]
-    return tall.combine(c, u), tall.combine(of_slopes, v), weights, errors
+    return tall.combine(c, u), tall.combine(of_slopes, v), weights
 
 
 def whiten(

@@ -117,7 +117,6 @@ def _graded_spectrum(found):
     root = u / scale[:, None] * lax.rsqrt(jnp.where(valid, squares, 1))[None, :]
     v, s, _ = svd(root)
     w = (1 - s) * (1 + s) / s**2
-    w = jnp.where(jnp.abs(w) <= 4 * math.sqrt(len(w)) * jnp.finfo(w.dtype).eps, 0, w)
     return w / found.unit * scaling.nan_unless(valid, w.dtype), product(resolvent.turn, v)
 
 
