@@ -19,7 +19,7 @@ MEASURED = {  # on JAX 0.12, and nearly the same on 0.10; operators with 32 fact
     "truncate, 32, None": 59,
     "sample, 32, None": 80,
     "fit": 79,
-    "diagnose": 278,
+    "diagnose": 245,
 }
 
 

@@ -13,7 +13,7 @@ from tests.derivatives import check_derivatives
 
 
 def test_diagnosis_is_the_dense_computation(rng):
-    s, y = rng.normal(size=(5, 9)), rng.normal(size=(5, 9))
+    s, y = 1e-9 * rng.normal(size=(5, 9)), 1e3 * rng.normal(size=(5, 9))
     s[3] *= 1e6
     y[3] *= 1e6
     pairs = lrj.SecantPairs(s, y)
@@ -97,6 +97,24 @@ def test_leave_one_out_ignores_padding_and_is_one_for_too_few_pairs(rng):
     np.testing.assert_array_equal(lrj.diagnose(lrj.fit(nothing), nothing).leave_one_out, 1)
     assert np.isnan(lrj.choose_extrapolation(nothing))
     assert np.isnan(lrj.choose_extrapolation(lrj.SecantPairs(s, y * np.nan)))
+
+
+def test_only_steps_are_as_uncertain_as_steps(rng):
+    """What gradient differences share beyond the steps, and what is left without it, both count."""
+    s, beyond = rng.normal(size=(5, 40)), rng.normal(size=(1, 40))
+    y = 3 * s + beyond + 0.02 * rng.normal(size=(5, 40))
+    rough, exact = (lrj.SecantPairs(s, y, np.full(5, rounding)) for rounding in (0.2, 1e-15))
+    expected = lrj.diagnose(lrj.fit(exact), exact).leave_one_out
+    np.testing.assert_allclose(
+        lrj.diagnose(lrj.fit(exact), rough).leave_one_out, expected, rtol=1e-10
+    )
+
+
+def test_half_precision_is_no_better_than_its_dtype(rng):
+    s = rng.normal(size=(1, 40)) * np.ones((2, 1))
+    s = (s * (1 + 2.0**-12 * rng.normal(size=s.shape))).astype(np.float16)
+    pairs = lrj.SecantPairs(s, s, np.zeros(2, np.float32))
+    assert lrj.diagnose(lrj.fit(pairs), pairs).rank == 1
 
 
 def spectrum(rng, name, dim):

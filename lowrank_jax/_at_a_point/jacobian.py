@@ -76,7 +76,7 @@ def lowrank_jacobian(f: Callable, probes: int) -> Callable[..., LowRank]:
         else:
             directions = structure.normal(key, x, (b,))
             images = jax.vmap(jvp)(jax.tree.map(lambda leaf: leaf * m**-0.5, directions))
-            rows = orthonormal(structure.widen(images), eps=structure.resolution(y)).rows
+            rows = orthonormal(structure.widen(images), eps=structure.resolution(y))
             left = structure.cast_like(rows, images)
         (right,) = jax.vmap(vjp)(left)
         return LowRank(left, core, right)

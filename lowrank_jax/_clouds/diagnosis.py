@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax._clouds.pairs import SecantPairs, check, rounding
-from lowrank_jax._clouds.selection import compressed, left_out_errors
+from lowrank_jax._clouds.selection import compressed, left_out_errors, not_empty
 from lowrank_jax._core import checks, scaling, structure, tall
 from lowrank_jax._core.spectral import eigh, product, symmetrize
 from lowrank_jax._core.types import Rows, Scalar
@@ -94,27 +94,29 @@ def diagnose(
 
 @jax.jit
 def _diagnose(hessian, pairs, extrapolate):
-    steps, grad_diffs = structure.widen((pairs.steps, pairs.grad_diffs))
-    sizes = scaling.norms(steps)
+    pairs = not_empty(pairs)
+    short, rank, transform, units = compressed(pairs)
+    sizes = scaling.norms(short.steps)
     used, inverse = sizes > 0, scaling.reciprocal(sizes)
-    unit_steps = tall.scale(inverse, steps)
-    slopes = tall.scale(inverse, grad_diffs)
-    images = structure.cast_like(jax.vmap(structure.widen(hessian).mv)(unit_steps), slopes)
-    missed = jax.tree.map(jnp.subtract, images, slopes)
-    residual = scaling.norms(jnp.stack([scaling.norms(missed), scaling.norms(slopes)]))
-    g = tall.gram(unit_steps, slopes)
+    unit_steps, slopes = (tall.scale(inverse, rows) for rows in (short.steps, short.grad_diffs))
+    g, slope_sizes = product(unit_steps, slopes.T), scaling.norms(slopes)
     asymmetry = scaling.norms(jnp.stack([g - g.T, 2 * g]))
-    short, rank, transform = compressed(pairs)
+    steps, grad_diffs = (
+        tall.scale(inverse / units[0], structure.widen(rows))
+        for rows in (pairs.steps, pairs.grad_diffs)
+    )
+    images = structure.cast_like(jax.vmap(structure.widen(hessian).mv)(steps), grad_diffs)
+    missed = jax.tree.map(jnp.subtract, images, grad_diffs)
+    missed = scaling.norms(missed) / units[1] * units[0]
     noise = jnp.max(jnp.where(used | ~jnp.any(used), rounding(pairs), 0), initial=0)
     least_curvature = _least_curvature(*lax.stop_gradient((short, transform)), noise)
-    short_sizes = scaling.norms(structure.concatenate(short.steps, short.grad_diffs)).reshape(2, -1)
-    of_zero = short_sizes[1] * scaling.reciprocal(short_sizes[0])
-    left_out = jnp.stack([left_out_errors(short, extrapolate=extrapolate), of_zero])
-    leave_one_out = jnp.where(jnp.any(used), scaling.ratio(*scaling.norms(left_out)), 1)
+    left_out = left_out_errors(short, extrapolate=extrapolate)
+    residual, error, size = scaling.norms(jnp.stack([missed, left_out, slope_sizes]))
+    leave_one_out = jnp.where(jnp.any(used), scaling.ratio(error, size), 1)
     finite = tall.finite((pairs.steps, pairs.grad_diffs, hessian))
     valid = scaling.nan_unless(finite, g.dtype)
     return Diagnosis(
-        secant_residual=_resolved_ratio(*residual, len(g)) * valid,
+        secant_residual=_resolved_ratio(residual, size, len(g)) * valid,
         asymmetry=_resolved_ratio(*asymmetry, len(g)) * valid,
         rank=rank,
         leave_one_out=leave_one_out * valid,

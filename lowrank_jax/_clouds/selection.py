@@ -9,8 +9,8 @@ from jax import lax
 
 from lowrank_jax._clouds.fit import fit
 from lowrank_jax._clouds.pairs import SecantPairs, check, step_errors
-from lowrank_jax._core import checks, scaling, structure, tall
-from lowrank_jax._core.orthonormal import orthonormal, thin_lq
+from lowrank_jax._core import checks, scaling, structure, tall, xla
+from lowrank_jax._core.orthonormal import rounding_of_rows, thin_lq
 from lowrank_jax._core.spectral import diagonal, product, symmetrize
 from lowrank_jax._core.types import Rows, Scalar
 
@@ -99,7 +99,7 @@ def choose_shift(
 
 @jax.jit
 def _choose_shift(pairs, extrapolate):
-    short = compressed(lax.stop_gradient(pairs))
+    short = compressed(not_empty(lax.stop_gradient(pairs)))
     s, y, _ = short.pairs
     squares = jnp.sum(s * s, axis=1)
     used = squares > 0
@@ -118,8 +118,7 @@ def _choose_shift(pairs, extrapolate):
         return left_out_errors(short.pairs._replace(grad_diffs=y - c * s), extrapolate=extrapolate)
 
     chosen = _least(left_out, candidates, short.pairs)
-    unit_s, unit_y = (_unit(structure.widen(rows))[0] for rows in (pairs.steps, pairs.grad_diffs))
-    return chosen * unit_y / unit_s
+    return chosen * short.units[1] / short.units[0]
 
 
 def choose_rtol(
@@ -170,7 +169,7 @@ def _choose_rtol(pairs, extrapolate):
 
 
 def _choose(pairs, candidates, left_out):
-    short = compressed(lax.stop_gradient(pairs)).pairs
+    short = compressed(not_empty(lax.stop_gradient(pairs))).pairs
     candidates = jnp.array(candidates, short.steps.dtype)
     return _least(partial(left_out, short), candidates, short)
 
@@ -190,40 +189,62 @@ def _least(left_out, candidates, short):
 class Compressed(NamedTuple):
     """Pairs as rows of 2n numbers with the same inner products.
 
-    With `S = R Q`, `Y = W Q + L E` for orthonormal rows Q and E, the rows [R, 0] and [W, L].
+    With `S = a R Q`, `Y = b (W Q + L E)` for orthonormal rows Q and E, the rows [R, 0] and [W, L].
 
     Attributes:
       pairs: these rows.
       rank: that of the steps.
-      transform: (n, n), T with `Q = T S`.
+      transform: (n, n), T with `a Q = T S`.
+      units: a and b, powers of two; H is in units of b / a.
     """
 
     pairs: SecantPairs
     rank: jax.Array
     transform: jax.Array
+    units: tuple[jax.Array, jax.Array]
+
+
+def not_empty(pairs: SecantPairs) -> SecantPairs:
+    """The pairs, or one pair without a step where there are none."""
+    steps, grad_diffs, _ = pairs
+    if structure.length(steps) > 0:
+        return pairs
+    steps, grad_diffs = (structure.zeros(structure.row(x), 1) for x in (steps, grad_diffs))
+    return SecantPairs(steps, grad_diffs, jnp.zeros(1, structure.compute_dtype(steps)))
 
 
 def compressed(pairs: SecantPairs) -> Compressed:
-    """Compresses pairs; none become one pair without a step."""
-    s, y = structure.widen((pairs.steps, pairs.grad_diffs))
-    s, y = (structure.pack(tall.scale(1 / _unit(rows), rows)) for rows in (s, y))
-    if structure.length(s) == 0:
-        nothing = jnp.zeros((1, 1), structure.compute_dtype(s))
-        return Compressed(SecantPairs(nothing, nothing), jnp.array(0), nothing)
-    basis = orthonormal(s, eps=structure.resolution(pairs.steps), errors=step_errors(pairs))
-    w, r = tall.gram(y, basis.rows), tall.gram(s, basis.rows)
-    outside = thin_lq(jax.tree.map(jnp.subtract, y, tall.combine(w, basis.rows)))
-    steps = jnp.concatenate([r, jnp.zeros_like(r)], axis=1)
-    slopes = jnp.concatenate([w, outside.coordinates / outside.scale[:, None]], axis=1)
-    transform = basis.transform * basis.scale[None, :]
-    short = SecantPairs(steps, slopes, pairs.rounding)
-    return Compressed(short, jnp.sum(basis.kept), transform)
+    """Compresses at least one pair."""
+    wide = structure.widen((pairs.steps, pairs.grad_diffs))
+    n, dtype = structure.length(pairs.steps), structure.compute_dtype(wide)
+    units = tuple(map(_unit, wide))
+    known = jnp.full(n, rounding_of_rows(n, dtype, structure.resolution(pairs.steps)), dtype)
+    errors = step_errors(pairs)
+    errors = known if errors is None else jnp.maximum(errors, known)
+
+    def factorized(q, block):  # of rows, what is along Q and what is orthogonal to it
+        rows, errors = block
+        along = tall.gram(rows, q)
+        lq = thin_lq(jax.tree.map(jnp.subtract, rows, tall.combine(along, q)), errors)
+        outside, transform = lq.coordinates / lq.scale[:, None], lq.inverse * lq.scale[None, :]
+        return lq.rows, (along, outside, transform, lq.kept)
+
+    s, y = (structure.pack(tall.times(1 / unit, x)) for unit, x in zip(units, wide, strict=True))
+    nothing = jax.tree.map(lambda x: xla.vary_like(jnp.zeros_like(x), units[0]), s)
+    # A scan over the two: what is the same for both is compiled once.
+    blocks = jax.tree.map(lambda a, b: jnp.stack([a, b]), (s, errors), (y, jnp.zeros_like(errors)))
+    _, found = lax.scan(factorized, nothing, blocks)
+    along, outside, transform, kept = found
+    short = SecantPairs(
+        jnp.concatenate([outside[0], along[0]], axis=1),
+        jnp.concatenate([along[1], outside[1]], axis=1),
+        pairs.rounding,
+    )
+    return Compressed(short, jnp.sum(kept[0] > 0), transform[0], units)
 
 
 def _unit(rows):
-    """One power of two for all rows, n times."""
-    peaks = scaling.max_abs(rows)
-    return jnp.full_like(peaks, scaling.power_of_two(jnp.max(peaks, initial=0)))
+    return scaling.power_of_two(jnp.max(scaling.max_abs(rows), initial=0))
 
 
 def left_out_errors(short, **options):

@@ -132,7 +132,7 @@ def compress_to_dimension(
     if errors is not None:  # an error is in no coordinate more than in others
         error = scaling.norm(errors) / math.sqrt(u.shape[1])
         of_columns = error * scaling.reciprocal(scaling.norms(u.T))
-    c = orthonormal(u.T, eps=eps, errors=lax.stop_gradient(of_columns)).rows  # (D, n)
+    c = orthonormal(u.T, eps=eps, errors=lax.stop_gradient(of_columns))  # (D, n)
     if rtol is not None:
         x, s, _ = svd(lax.stop_gradient(tall.combine(c, u)))
         c = tall.combine(jnp.where((s > rtol * s[0])[None, :], x, 0).T, c)

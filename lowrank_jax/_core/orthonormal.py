@@ -46,32 +46,15 @@ class Transform(NamedTuple):
         return self.scale, self.combine * lax.stop_gradient(self.unit)[None, :], self.correct
 
 
-class Basis(NamedTuple):
-    """An orthonormal basis of the span of n rows `S`.
+def orthonormal(rows: Rows, *, eps: float, errors: jax.Array | None = None) -> Rows:
+    """N orthonormal rows that span n rows, all leaves of one dtype; see `whitening`.
 
-    Attributes:
-      rows: n orthonormal rows `Q`, those beyond the rank exactly zero.
-      transform: (n, n), T with `Q = T diag(scale) S`, that of `least_squares` for unit rows.
-      scale: (n,), as in `Transform`.
-      kept: (n,), False for the zero rows of Q.
+    Those beyond the rank are exactly zero.
     """
-
-    rows: Rows
-    transform: jax.Array
-    scale: jax.Array
-    kept: jax.Array
-
-
-def orthonormal(rows: Rows, *, eps: float, errors: jax.Array | None = None) -> Basis:
-    """Makes an orthonormal basis of the span of n rows, all leaves of one dtype, as `whitening`."""
-    n, dtype = structure.length(rows), structure.compute_dtype(rows)
-    if n == 0:
-        none, empty = jnp.zeros(0, dtype), jnp.zeros((0, 0), dtype)
-        return Basis(rows, empty, none, jnp.zeros(0, bool))
+    if structure.length(rows) == 0:
+        return rows
     found = whitening(rows, eps=eps, errors=errors)
-    basis = xla.blockwise_map(orthonormal_rows, found.to_rows, rows)
-    transform = least_squares(found, rows)[0] * found.unit[None, :]
-    return Basis(basis, transform, found.scale, found.kept)
+    return xla.blockwise_map(orthonormal_rows, found.to_rows, rows)
 
 
 def orthonormal_rows(to_rows: tuple, rows: Rows) -> Rows:
@@ -295,8 +278,8 @@ class ThinLQ(NamedTuple):
 
 
 @jax.custom_jvp
-def thin_lq(rows: Rows) -> ThinLQ:
-    """The thin LQ factors of k rows of one dtype.
+def thin_lq(rows: Rows, errors: jax.Array | None = None) -> ThinLQ:
+    """The thin LQ factors of k rows of one dtype; `errors` as in `whitening`.
 
     Q moves with the rows without turning within their span, `dQ Q^T = 0`, hence
 
@@ -310,7 +293,7 @@ def thin_lq(rows: Rows) -> ThinLQ:
     if structure.length(rows) == 0:
         none, empty = jnp.zeros(0, dtype), jnp.zeros((0, 0), dtype)
         return ThinLQ(rows, empty, empty, none, none, none)
-    found = whitening(rows, eps=float(jnp.finfo(dtype).eps))
+    found = whitening(rows, eps=float(jnp.finfo(dtype).eps), errors=errors)
     basis = xla.blockwise_map(orthonormal_rows, found.to_rows, rows)
     scale, combine, correct = found.to_rows
     return ThinLQ(
