@@ -30,6 +30,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(100_000, 20, 20)  # programs stay: walking them again and again takes minutes
 
 
+def pytest_addoption(parser):
+    parser.addoption("--first-cases", action="store_true", help="of each test the first case alone")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--first-cases"):
+        first = {item.nodeid.split("[")[0]: item for item in reversed(items)}.values()
+        config.hook.pytest_deselected(items=[item for item in items if item not in first])
+        items[:] = [item for item in items if item in first]
+
+
 def pytest_runtest_teardown(item, nextitem):
     """Drops all programs between two files where they are many.
 

@@ -1,11 +1,12 @@
 """What runs with double precision off, in processes of their own: docstrings, float32 checks."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.quick import environment
 
 ROOT = Path(__file__).parent.parent
 
@@ -15,7 +16,7 @@ def test_passes_with_double_precision_off(path):
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", path],
         cwd=ROOT,
-        env={**os.environ, "JAX_ENABLE_X64": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env=environment(JAX_ENABLE_X64="0"),
         capture_output=True,
         text=True,
         timeout=600,
