@@ -1,17 +1,4 @@
-"""Differences of gradients, `(g(x + h v) - g(x)) / h`, the length of their steps, and their error.
-
-The k pairs (s_i, y_i) of a pass, s_i of length h, are checked by one more gradient, a step to the
-other side of x from all of them: were the pairs right, it would be g(x) minus their sum,
-
-    error = | g(x - c sum s_i) - g(x) + c sum y_i | / (h c (1 + k / 2)),
-
-with c = 1, and 2 for a single pair, to whose opposite all that is odd in the step is nothing. At a
-kink that one of the steps crosses the check, on the other side, does not share in the jump. For
-normal noise the quotient is 0.9 to 1.4 of the error of a pair, and for truncation, of which the
-check has k times as much, 2 to 4 times; a jump in one pair alone counts 2 / (2 + k), or more where
-`S Y^T` contradicts its transpose. The steps are those that are really taken, and so is their sum:
-how x is rounded drops out.
-"""
+"""Products and pairs from differences of gradients, `(g(x + h v) - g(x)) / h`."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax._at_a_point import krylov, steps
+from lowrank_jax._at_a_point import errors, krylov, steps
 from lowrank_jax._at_a_point.products import point_and_vector
 from lowrank_jax._clouds.pairs import SecantPairs
 from lowrank_jax._core import checks, losses, programs, scaling, structure, tall, xla
@@ -151,63 +138,48 @@ def difference_pairs(
       value: that of the loss at x; one that is not finite makes the pairs NaN.
     """
     probes, batch_size = options.probes, options.batch_size
+    traced = programs.traced(x, grad, key, options.start, options.step, options.found)
     given = None if options.step is None else _given(x, options.step)
     eps = structure.resolution((x, grad))
     grad = structure.cast_like(grad, x)
 
-    def with_length(measure):
-        """Finds the length of a pass's steps along its first one, and how well it does."""
-
-        def of_pass(pairs, offset, memory):
-            if given is not None:
-                return measure(pairs, offset, given), memory
-            slope, v = _slope(gradient, x, grad, count), krylov.row(pairs.steps, offset, x)
-            first, known = offset == 0, options.found > 0
-            before = _before(memory.length, (offset == probes) & jnp.logical_not(known))
-            last = partial(_opposite, *lax.stop_gradient((x, pairs.steps)), offset, probes)
-            h, check = steps.measured(
-                slope, x, v, eps=eps, before=before, first=first, known=known, last=last
-            )
-            pairs = measure(pairs, offset, h)
-            return pairs, _noted(memory, lax.stop_gradient(pairs), offset, probes, h, check)
-
-        return of_pass
-
-    def one_by_one(pairs, offset, h):
-        for i in range(offset, offset + probes):
-            ahead = _ahead(x, pairs.steps, i, None, h)
-            pairs = _put(pairs, i, x, grad, ahead, gradient(ahead), h, value)
-            count(1)
-        return pairs
-
-    def several(pairs, offset, h):
-        size = min(batch_size, probes)
-        for i in range(0, probes, size):
-            i = offset + min(i, probes - size)  # the last ones may be taken again
-            ahead = _ahead(x, pairs.steps, i, size, h)
-            pairs = _put(pairs, i, x, grad, ahead, gradients(ahead), h, value)
-            count(size)
+    def on_the_host(pairs, offset, h):
+        at_once = gradients is not None and batch_size not in (None, 1)
+        size = min(batch_size, probes) if at_once else None
+        for i in range(0, probes, size or 1):
+            i = offset + min(i, probes - (size or 1))  # the last ones may be taken again
+            ahead = krylov.ahead(x, pairs.steps, i, size, h)
+            grads = gradients(ahead) if at_once else gradient(ahead)
+            pairs = _put(pairs, i, x, grad, ahead, grads, h, value)
+            count(size or 1)
         return pairs
 
     def in_one_program(pairs, offset, h):
-        ahead = _ahead(x, pairs.steps, offset, probes, h)
+        ahead = krylov.ahead(x, pairs.steps, offset, probes, h)
         grads = xla.map_rows(gradient, ahead, batch_size)
         return _put(pairs, offset, x, grad, ahead, grads, h, value)
 
-    memory: Any = (
-        None
-        if options.step is not None
-        else _nothing_known(x, probes * options.passes, options.found)
+    measure = in_one_program if traced else on_the_host
+
+    def of_pass(pairs, offset, memory):  # with a length that is measured along its first step
+        if given is not None:
+            return measure(pairs, offset, given), memory
+        slope, v = _slope(gradient, x, grad, count), krylov.row(pairs.steps, offset, x)
+        first, known = offset == 0, options.found > 0
+        before = _before(memory.length, (offset == probes) & jnp.logical_not(known))
+        last = partial(errors.opposite, *lax.stop_gradient((x, pairs.steps)), offset, probes)
+        h, check = steps.measured(
+            slope, x, v, eps=eps, before=before, first=first, known=known, last=last
+        )
+        pairs = measure(pairs, offset, h)
+        return pairs, errors.noted(memory, lax.stop_gradient(pairs), offset, probes, h, check)
+
+    memory = (
+        None if given is not None else errors.nothing(x, probes * options.passes, options.found)
     )
-    done: Any
     state = krylov.begin(x, probes, options.passes, options.start), memory
-    if programs.traced(x, grad, key, options.start, options.step, options.found):
-        done = krylov.scan(with_length(in_one_program), state, probes, key)
-    elif gradients is None or batch_size in (None, 1):
-        done = krylov.loop(with_length(one_by_one), state, probes, key)
-    else:
-        done = krylov.loop(with_length(several), state, probes, key)
-    pairs, memory = done
+    passes: Any = krylov.scan if traced else krylov.loop
+    pairs, memory = passes(of_pass, state, probes, key)
     return krylov.unpacked(_finished(pairs, given, memory, probes), x)
 
 
@@ -268,96 +240,14 @@ def _before(length, second):
     return length * jnp.where(second, 1 / 16, 1).astype(length.dtype)
 
 
-class _Lengths(NamedTuple):
-    """The last length of a step that was measured, and of each pair what was.
-
-    Its length, its error, and its slope, as it is and as far as it is not error.
-    """
-
-    length: jax.Array
-    lengths: jax.Array
-    errors: jax.Array
-    slopes: jax.Array
-    credible: jax.Array
-
-
-@partial(jax.jit, static_argnums=1)
-def _nothing_known(x, count, found):
-    dtype = structure.compute_dtype(x)
-    length = jnp.where(found > 0, found, 1).astype(dtype)
-    return _Lengths(length, jnp.ones(count, dtype), *3 * [jnp.zeros(count, dtype)])
-
-
-def _weight(probes):
-    """Of each step of a pass in the step of its check."""
-    return 2 if probes == 1 else 1
-
-
-@partial(jax.jit, static_argnums=3)
-def _opposite(x, steps, offset, probes, h):
-    """Minus the sum of the steps of a pass, as they are taken with length h."""
-    taken = jax.tree.map(lambda a, x: a - x[None], _ahead(x, steps, offset, probes, h), x)
-    total = jax.tree.map(lambda t, x: jnp.sum(t, axis=0).astype(x.dtype), taken, x)
-    return jax.tree.map(lambda t: -_weight(probes) * t, total)
-
-
-@partial(jax.jit, static_argnums=3)
-def _noted(memory, pairs, offset, probes, h, check):
-    """With the error of a pass, by how far its pairs are off the quotient of their check.
-
-    And with the slopes. What of one is credible is its part that is not along the difference, which
-    is the jump where one pair alone has one, or the root of its square less that of twice the
-    error, whichever is less.
-    """
-    weight = _weight(probes)
-    grad_diffs = krylov.rows(pairs.grad_diffs, offset, probes)
-    check = structure.pack(jax.tree.map(lambda leaf: leaf[None], check))
-    total = jax.tree.map(lambda y: weight * jnp.sum(structure.widen(y), axis=0)[None], grad_diffs)
-    off = tall.minus(total, check)
-    missed, slopes = scaling.norms(off)[0], scaling.norms(grad_diffs)
-    off = tall.times(scaling.reciprocal(missed), off)
-    cosines = tall.gram(grad_diffs, off)[:, 0] * scaling.reciprocal(slopes)
-    error = missed / (weight * (1 + probes / 2))
-    error = jnp.where(jnp.isnan(error), jnp.inf, error)
-    along = jnp.clip(cosines, 0, scaling.ratio(missed, slopes))
-    across = jnp.maximum(1 + (along - 2 * cosines) * along, 0)
-    without = jnp.maximum(1 - jnp.square(2 * scaling.ratio(error, slopes)), 0)
-    credible = slopes * jnp.sqrt(jnp.minimum(across, without))
-
-    def put(values, some):
-        some = jnp.broadcast_to(some, probes).astype(values.dtype)
-        return lax.dynamic_update_slice_in_dim(values, some, offset, 0)
-
-    some = h, error, slopes, credible
-    return _Lengths(h.astype(error.dtype), *map(put, memory[1:], some))
-
-
 @partial(jax.jit, static_argnums=3)
 def _finished(pairs, given, memory, probes):
-    """The pairs as long as they were taken; the errors beside the largest slope."""
-    rows, rounding = pairs[:2], None
-    lengths = jnp.full(structure.length(pairs.steps), given) if memory is None else memory.lengths
-    if memory is not None:
-        # What of the errors contradicts symmetry, and is little in the sum of a pass.
-        products = tall.gram(*rows)
-        contradictions = scaling.norms((products - products.T) / 2)
-        contradictions = jnp.max(contradictions.reshape(-1, probes), axis=1)
-        errors = jnp.maximum(memory.errors, jnp.repeat(contradictions, probes))
-        # Beside slopes that are mostly error all errors would look small.
-        largest = jnp.max(memory.credible)
-        largest = jnp.where(largest > 0, largest, jnp.max(memory.slopes) / 8)
-        # Where two steps agree to the last bit, the last bit is what is left to doubt.
-        rounding = jnp.maximum(scaling.ratio(errors, largest), structure.resolution(rows))
-        rounding = lax.stop_gradient(rounding)
-    return SecantPairs(*(tall.scale(lengths, each) for each in rows), rounding)
-
-
-@partial(jax.jit, static_argnums=3)
-def _ahead(x, steps, i, count, h):
-    """`x + h s` for that many steps from the i-th on; one point alone for None."""
-    rows = krylov.read(steps, i, 1 if count is None else count, x)
-    points = jax.vmap(lambda v: tall.axpy(x, h, v))(rows)
-    return jax.tree.map(lambda p: p[0], points) if count is None else points
+    """The pairs as long as they were taken, with their errors where these were measured."""
+    if memory is None:
+        lengths, rounding = jnp.full(structure.length(pairs.steps), given), None
+    else:
+        lengths, rounding = memory.lengths, errors.rounding(memory, pairs, probes)
+    return SecantPairs(*(tall.scale(lengths, rows) for rows in pairs[:2]), rounding)
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -105,6 +105,14 @@ def read(packed: Rows, offset: jax.Array, count: int, x: Vector) -> Rows:
     return structure.unpack(rows(packed, offset, count), x)
 
 
+@partial(jax.jit, static_argnums=3)
+def ahead(x: Vector, steps: Rows, i: jax.Array, count: int | None, h: jax.Array) -> Rows:
+    """`x + h s` for that many steps from the i-th on; one point alone for None."""
+    rows = read(steps, i, 1 if count is None else count, x)
+    points = jax.vmap(lambda v: tall.axpy(x, h, v))(rows)
+    return jax.tree.map(lambda p: p[0], points) if count is None else points
+
+
 def write(packed: Rows, offset: jax.Array, new: Rows) -> Rows:
     """The rows with new ones in place of some."""
     return jax.tree.map(
