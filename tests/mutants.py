@@ -422,6 +422,20 @@ MUTANTS = (
         "test_pairs.py::test_a_chosen_rtol_leaves_out_what_rounding_parts[ends0]",
     ),
     Mutant(
+        "gradient differences are as uncertain as steps",
+        "_clouds.selection",
+        "(s, errors), (y, jnp.zeros_like(errors))",
+        "(s, errors), (y, errors)",
+        "test_quality.py::test_only_steps_are_as_uncertain_as_steps",
+    ),
+    Mutant(
+        "a residual is in the units of the compression",
+        "_clouds.diagnosis",
+        "scaling.norms(missed) / units[1] * units[0]",
+        "scaling.norms(missed)",
+        "test_quality.py::test_diagnosis_is_the_dense_computation",
+    ),
+    Mutant(
         "nor is it one where steps are more than dimensions",
         "_clouds.whitened",
         "of_columns = error * scaling.reciprocal(scaling.norms(u.T))",
