@@ -120,11 +120,10 @@ def compress_to_dimension(
 
     With the rows of C an orthonormal basis of the columns of the unit steps U, and V what goes
     with U, the pairs are (C U, C V): in whitened steps no mixing of the pairs changes anything.
-    The singular values of C U are those of U, and `rtol` is applied here, where they are known:
-    whitening takes steps of unit length, of which it cannot tell how long they were. With weights
-    the columns of V are met by weighted least squares in the columns of C^T, and the D new pairs,
-    whose errors are not independent, come with a matrix of weights. D x D and D x n matrices alone.
-    What is rounding by the errors of the steps goes here.
+    C U has the singular values of U; those below `rtol` or the rounding of U are left out, and what
+    is rounding by the errors of the steps. With weights the columns of V are met by weighted least
+    squares in the columns of C^T, and the D new pairs, whose errors are not independent, come with
+    a matrix of weights. D x D and D x n matrices alone.
     """
     inverse_norms = scaling.reciprocal(scaling.norms(steps))
     u, v = (structure.matrix(tall.scale(inverse_norms, rows)) for rows in (steps, grad_diffs))
@@ -133,19 +132,19 @@ def compress_to_dimension(
         error = scaling.norm(errors) / math.sqrt(u.shape[1])
         of_columns = error * scaling.reciprocal(scaling.norms(u.T))
     c = orthonormal(u.T, eps=eps, errors=lax.stop_gradient(of_columns))  # (D, n)
-    if rtol is not None:
-        x, s, _ = svd(lax.stop_gradient(tall.combine(c, u)))
-        c = tall.combine(jnp.where((s > rtol * s[0])[None, :], x, 0).T, c)
-    # A coordinate that is only rounding was lifted in U^T, and must not become a step again.
-    sizes = scaling.norms(tall.combine(c, u))
-    least = 2 * rounding_of_rows(len(c.T), u.dtype, eps) * jnp.max(sizes)
-    seen = lax.stop_gradient(sizes > least)
-    c = tall.where(seen, c)
+    # Here the dependent ones go: whitening takes steps of unit length, of which it cannot tell how
+    # long they were, and of dependent ones least squares are others.
+    x, s, _ = svd(lax.stop_gradient(tall.combine(c, u)))
+    least = 2 * rounding_of_rows(len(c.T), u.dtype, eps)
+    kept = s > (least if rtol is None else jnp.maximum(rtol, least)) * s[0]
+    c = tall.combine(jnp.where(kept[None, :], x, 0).T, c)
+    steps = tall.combine(c, u)
     if weights is None:
-        return tall.combine(c, u), tall.combine(c, v), None
-    of_slopes, (weights, *_) = _weighted(c, c.T, seen, weights)
+        return steps, tall.combine(c, v), None
+    of_slopes, (weights, *_) = _weighted(c, c.T, kept, weights)
+    sizes = scaling.norms(steps)
     weights = weights * sizes[:, None] * sizes[None, :]
-    return tall.combine(c, u), tall.combine(of_slopes, v), weights
+    return steps, tall.combine(of_slopes, v), weights
 
 
 def whiten(

@@ -71,9 +71,10 @@ def whitening(
 
     A round takes the Gram matrix of the combinations so far, and its pivoted Cholesky factor
     makes them orthonormal as far as that can tell: down to a length of 2 sqrt(n eps). What is
-    shorter is projected and lifted, for the next round to measure. Well-conditioned rows need one
-    round, others two to four. What is left is near the identity, for hundreds of rows that are
-    hardly above their noise not very, and V, which corrects it, carries all derivatives.
+    shorter is projected and lifted, for the next round to measure. Rows that are nearly
+    orthonormal, as random ones in many dimensions, need no round, well-conditioned ones one, others
+    two to four. What is left is near the identity, for hundreds of rows that are hardly above their
+    noise not very, and V, which corrects it, carries all derivatives.
 
     The rank of rows is decided here and nowhere else: unit rows that are known to within `noise`
     have combinations t that are known to within `|noise t|`, and one that is not twice as long
@@ -108,14 +109,17 @@ def whitening(
     def from_identity(combine, inner):
         return inner - jnp.where(_nonzero(combine), eye, 0)
 
+    def near_identity(combine, inner):
+        return jnp.sum(from_identity(combine, inner) ** 2) < 1 / 16
+
     def round_(state):
         _, combine, inner = state
         combine = _pivoted_cholesky(combine, inner, noise)
         inner = measure(combine)
-        return jnp.sum(from_identity(combine, inner) ** 2) < 1 / 16, combine, inner
+        return near_identity(combine, inner), combine, inner
 
     inner = inner * jnp.outer(fixed_unit, fixed_unit)
-    start = xla.vary_like(jnp.array(False), inner), xla.vary_like(eye, inner), inner
+    start = near_identity(eye, inner), xla.vary_like(eye, inner), inner
     _, combine, inner = xla.iterate(round_, start, until=lambda s: s[0], most=ROUNDS)
     if rtol is not None:
         off = from_identity(combine, inner)
