@@ -118,8 +118,8 @@ MUTANTS = (
     Mutant(
         "what is only rounding makes one of the D pairs",
         "_clouds.whitened",
-        "least = 2 * rounding_of_rows(len(c.T), u.dtype, eps)",
-        "least = 0.0",
+        "columns = tall.where(sizes > 2 * error, u.T)",
+        "columns = u.T",
         "test_degenerate.py::test_a_coordinate_that_is_rounding_is_no_step_of_many_pairs[0]",
     ),
     Mutant(
@@ -438,8 +438,8 @@ MUTANTS = (
     Mutant(
         "nor is it one where steps are more than dimensions",
         "_clouds.whitened",
-        "of_columns = error * scaling.reciprocal(scaling.norms(u.T))",
-        "of_columns = None",
+        "error = jnp.maximum(error, scaling.norm(errors) / math.sqrt(len(u.T)))",
+        "pass",
         "test_pairs.py::test_points_on_lines_have_a_step_for_each_line[5-ends1-float64]",
     ),
     Mutant(

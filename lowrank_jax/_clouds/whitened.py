@@ -120,28 +120,29 @@ def compress_to_dimension(
 
     With the rows of C an orthonormal basis of the columns of the unit steps U, and V what goes
     with U, the pairs are (C U, C V): in whitened steps no mixing of the pairs changes anything.
-    C U has the singular values of U; those below `rtol` or the rounding of U are left out, and what
-    is rounding by the errors of the steps. With weights the columns of V are met by weighted least
-    squares in the columns of C^T, and the D new pairs, whose errors are not independent, come with
-    a matrix of weights. D x D and D x n matrices alone.
+    C U has the singular values of U, and what is rounding or below `rtol` is left out here, where
+    they are known: whitening takes steps of unit length, of which it cannot tell how long they
+    were, and where such steps depend on each other their least squares are others. With weights
+    the columns of V are met by weighted least squares in the columns of C^T, and the D new pairs,
+    whose errors are not independent, come with a matrix of weights. D x D and D x n matrices alone.
     """
     inverse_norms = scaling.reciprocal(scaling.norms(steps))
     u, v = (structure.matrix(tall.scale(inverse_norms, rows)) for rows in (steps, grad_diffs))
-    of_columns = None
-    if errors is not None:  # an error is in no coordinate more than in others
-        error = scaling.norm(errors) / math.sqrt(u.shape[1])
-        of_columns = error * scaling.reciprocal(scaling.norms(u.T))
-    c = orthonormal(u.T, eps=eps, errors=lax.stop_gradient(of_columns))  # (D, n)
-    # Here the dependent ones go: whitening takes steps of unit length, of which it cannot tell how
-    # long they were, and of dependent ones least squares are others.
-    x, s, _ = svd(lax.stop_gradient(tall.combine(c, u)))
-    least = 2 * rounding_of_rows(len(c.T), u.dtype, eps)
-    kept = s > (least if rtol is None else jnp.maximum(rtol, least)) * s[0]
-    c = tall.combine(jnp.where(kept[None, :], x, 0).T, c)
+    # An error is in no coordinate more than in others: a short column is hardly known, and goes
+    # where it is nothing else, with what others leave of it.
+    sizes = lax.stop_gradient(scaling.norms(u.T))
+    error = rounding_of_rows(len(u), u.dtype, eps) * jnp.max(sizes)
+    if errors is not None:
+        error = jnp.maximum(error, scaling.norm(errors) / math.sqrt(len(u.T)))
+    columns = tall.where(sizes > 2 * error, u.T)
+    c = orthonormal(columns, eps=eps, errors=error * scaling.reciprocal(sizes))  # (D, n)
+    if rtol is not None:
+        x, s, _ = svd(lax.stop_gradient(tall.combine(c, u)))
+        c = tall.combine(jnp.where((s > rtol * s[0])[None, :], x, 0).T, c)
     steps = tall.combine(c, u)
     if weights is None:
         return steps, tall.combine(c, v), None
-    of_slopes, (weights, *_) = _weighted(c, c.T, kept, weights)
+    of_slopes, (weights, *_) = _weighted(c, c.T, jnp.any(c != 0, axis=1), weights)
     sizes = scaling.norms(steps)
     weights = weights * sizes[:, None] * sizes[None, :]
     return steps, tall.combine(of_slopes, v), weights
