@@ -49,7 +49,7 @@ MUTANTS = (
         "h = jnp.sqrt(jnp.sum(m * m) / rank)",
         "test_fit.py::"
         "test_a_hessian_of_lower_rank_than_the_steps_is_recovered_at_any_extrapolation"
-        "[0.6666666666666666-12]",
+        "[0.6666666666666666-1e-08-12]",
     ),
     Mutant(
         "curvature that is noise is extrapolated",

@@ -256,16 +256,16 @@ def test_of_a_positive_semidefinite_hessian_the_fit_stays_below_and_nears_it(rng
 
 
 @pytest.mark.parametrize("rank", [0, 1, 7, 12, 15])
-@pytest.mark.parametrize("extrapolate", [0.1, 2 / 3, 1])
+@pytest.mark.parametrize(("extrapolate", "most"), [(0.1, 1e-6), (2 / 3, 1e-8), (1, 1e-12)])
 def test_a_hessian_of_lower_rank_than_the_steps_is_recovered_at_any_extrapolation(
-    rng, rank, extrapolate
+    rng, rank, extrapolate, most
 ):
     """To `|Z| / g` times the smallest curvature's share of rounding: rank 15 of 16 is near 16."""
     errors = []
     for _ in range(5):
         a, s = draws.symmetric(rng, 60, rank), rng.normal(size=(16, 60))
         errors.append(reference.relative_error(fitted(s, s @ a, extrapolate), a))
-    assert np.median(errors) < 1e-8
+    assert np.median(errors) < most
 
 
 @pytest.mark.parametrize("extrapolate", [0.3, 2 / 3, 1])

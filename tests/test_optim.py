@@ -283,9 +283,9 @@ def test_with_grad_fn_both_gradients_of_a_pair_are_of_one_batch(rng):
         points.append(points[-1] + updates)
 
 
-def test_gradients_of_one_batch_reach_the_least_squares_solution(rng):
+def test_gradients_of_one_batch_and_a_damping_reach_the_least_squares_solution(rng):
     gradient, excess = least_squares(rng)
-    opt = optim.secant_newton(0.2, memory_size=N)
+    opt = optim.secant_newton(0.2, memory_size=N, damping=1.0)
     x, state = jnp.zeros(DIM), opt.init(jnp.zeros(DIM))
     for batch in rng.integers(64, size=(100, 16)):
         grad_fn = functools.partial(gradient, batch=batch)
