@@ -146,7 +146,7 @@ def exact_start(hessian, x):
 
 
 def between_minima(rng, share):
-    """Near the path from one to the other; beyond them it is uphill for ever."""
+    """Near the path from one to the other; beyond them it is uphill for ever, for every search."""
     return jnp.asarray(MINIMA[0] + share * (MINIMA[1] - MINIMA[0]) + 0.03 * rng.normal(size=2))
 
 
@@ -154,7 +154,7 @@ def test_on_a_surface_updates_by_fit_take_no_more_gradients_than_those_of_bofill
     gradient, hessian = jax.jit(jax.grad(mueller_brown)), jax.jit(jax.hessian(mueller_brown))
     counts = []
     for i in range(20):
-        x = between_minima(rng, 0.1 + i / 25)
+        x = between_minima(rng, 0.15 + i / 27)
         begun = exact_start(hessian, x)
         found, ours = search(gradient, x, begun, updated, 0.1)
         assert np.min(np.linalg.norm(SADDLES - np.asarray(found), axis=1)) < 1e-6
