@@ -335,6 +335,25 @@ def measured(rng, scales):
     return x, states
 
 
+def test_a_later_refresh_takes_the_length_of_the_first(rng):
+    """Of a loss whose Hessian is another one a thousandth away."""
+    curvatures, width = jnp.asarray([9.0, -6.0, 4.0, 1.0, 0.5]), 1e-4
+
+    def loss(x):
+        return jnp.sum(curvatures * (1 - jnp.cos(x / width))) * width**2
+
+    opt = optim.precondition_top_curvature(
+        optax.sgd(0.0), loss, probes=3, passes=2, every=1, key=jax.random.key(0)
+    )
+    x = jnp.zeros(5)
+    state = opt.init(x)
+    for _ in range(2):
+        length = state.step
+        _, state = opt.update(jnp.asarray(rng.normal(size=5)), state, x)
+    np.testing.assert_array_equal(state.step, length)
+    np.testing.assert_allclose(np.sort(state.eigenvalues), [-6, 4, 9], rtol=1e-3)
+
+
 def test_newton_along_the_leading_eigenvectors_and_the_inner_optimiser_across(rng):
     """Each refresh begins with the last subspace: one pass each suffices."""
     a, _, update = top_curvature()

@@ -203,3 +203,12 @@ def test_secant_pairs_of_a_loss_are_its_gradients_paired(rng):
         )(w, points)
         np.testing.assert_allclose(pairs.grad_diffs, expected.grad_diffs, rtol=1e-12)
         np.testing.assert_allclose(aux, points @ w.T, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [3, 12])
+def test_pairs_that_are_all_rounding_are_fitted_all_the_same(rng, n):
+    """Less than as many as dimensions, and more."""
+    s = rng.normal(size=(n, 5))
+    y = s @ draws.symmetric(rng, 5)
+    known, unknown = (lrj.fit(lrj.SecantPairs(s, y, r)) for r in (np.full(n, 5.0), None))
+    assert reference.relative_error(known.to_dense(), unknown.to_dense()) < 1e-9

@@ -43,6 +43,7 @@ def test_no_pairs_and_empty_pairs_are_reported_as_rank_zero():
         pairs = lrj.SecantPairs(np.zeros((n, 9)), np.zeros((n, 9)))
         report = lrj.diagnose(lrj.fit(pairs), pairs)
         assert report.rank == 0
+        assert report.rounding == (np.finfo(float).eps if n else 0)
         assert report.finite
         assert report.secant_residual == 0
         assert report.asymmetry == 0

@@ -29,6 +29,7 @@ from jax import lax
 
 from lowrank_jax._core import scaling, structure, tall, xla
 from lowrank_jax._core.orthonormal import (
+    MOST_ERROR,
     Transform,
     least_squares,
     orthonormal,
@@ -133,6 +134,7 @@ def compress_to_dimension(
     sizes = lax.stop_gradient(scaling.norms(u.T))
     error = rounding_of_rows(len(u), u.dtype, eps) * jnp.max(sizes)
     if errors is not None:
+        errors = jnp.minimum(errors, MOST_ERROR)
         error = jnp.maximum(error, scaling.norm(errors) / math.sqrt(len(u.T)))
     columns = tall.where(sizes > 2 * error, u.T)
     c = orthonormal(columns, eps=eps, errors=error * scaling.reciprocal(sizes))  # (D, n)
