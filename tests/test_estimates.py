@@ -89,9 +89,9 @@ def test_the_first_order_of_a_log_determinant_is_an_upper_bound(rng):
 
 def test_the_evidence_of_a_posterior_within_one_nat():
     """Of 17 gradients and 10 products; the study is in `benchmarks/errors.py`."""
-    found = errors.evidence(*errors.posteriors()["normal features"], 5, 1 / 2)
+    found = errors.evidence(*errors.posteriors()["normal features"], 40, 1 / 2)
     assert found["NaN, not positive definite"] == 0
-    assert found["within 1 nat"] == 1
+    assert found["within 1 nat"] >= 0.9  # 0.99 of 1500
     assert found["covers the first order"] >= 0.8
     assert found["without shift and estimate, off by"] > 5
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import lowrank_jax as lrj
+from lowrank_jax._at_a_point import differences, krylov
 from lowrank_jax._core import structure, tall, xla
 from tests import draws, reference
 
@@ -154,3 +155,20 @@ def test_rows_one_at_a_time_are_no_batch_of_one(rng, batch_size, shape):
 
     collect(jaxpr.jaxpr)
     assert {tuple(sorted(s)) for s in seen} == {tuple(sorted(shape))}
+
+
+def test_on_the_host_pairs_are_written_where_they_are():
+    """A program that reads rows after it has written some begins with a copy of all of them."""
+    x, key, number = jnp.zeros(10_000), jax.random.key(0), jnp.float32(1)
+    pairs = krylov.begin(x, 2, 16, None)
+    programs = {
+        "directions": krylov.choose.lower(pairs, 0, 2, key),
+        "a gradient": differences._put.lower(pairs, 0, x, x, x, x, number, number),
+        "a product": krylov._put.lower(pairs.grad_diffs, 0, x),
+        "lengths": differences._finished.lower(pairs, number, None, 2),
+    }
+    rows = {
+        name: program.compile().memory_analysis().temp_size_in_bytes / x.nbytes
+        for name, program in programs.items()
+    }
+    assert max(rows.values()) < 8, rows  # of 32 steps and 32 gradient differences

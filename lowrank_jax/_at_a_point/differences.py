@@ -155,7 +155,7 @@ def difference_pairs(
         return pairs
 
     def in_one_program(pairs, offset, h):
-        ahead = krylov.ahead(x, pairs.steps, offset, probes, h)
+        ahead = xla.once(krylov.ahead(x, pairs.steps, offset, probes, h))  # see `_put`
         grads = xla.map_rows(gradient, ahead, batch_size)
         return _put(pairs, offset, x, grad, ahead, grads, h, value)
 
@@ -240,13 +240,14 @@ def _before(length, second):
     return length * jnp.where(second, 1 / 16, 1).astype(length.dtype)
 
 
-@partial(jax.jit, static_argnums=3)
+@partial(jax.jit, static_argnums=3, donate_argnums=0)
 def _finished(pairs, given, memory, probes):
     """The pairs as long as they were taken, with their errors where these were measured."""
     if memory is None:
         lengths, rounding = jnp.full(structure.length(pairs.steps), given), None
     else:
         lengths, rounding = memory.lengths, errors.rounding(memory, pairs, probes)
+        rounding, pairs = xla.once((rounding, pairs))  # scaled in place, once nothing reads them
     return SecantPairs(*(tall.scale(lengths, rows) for rows in pairs[:2]), rounding)
 
 
@@ -271,8 +272,10 @@ def _put(pairs, i, x, grad, ahead, grads, h, value):
     still = jax.tree.map(lambda t, a: jnp.where(t == 0, a, jnp.zeros_like(a)), taken, asked)
     resolved = _squares(still) < 1 - structure.resolution(x) ** 0.5
     bad = scaling.nan_unless(resolved & jnp.isfinite(value), structure.compute_dtype(x))
+    # Where the steps wait for `bad` too, all is read before it is written: XLA copies nothing.
+    taken, grad_diffs = (tall.scale(bad, rows) for rows in (taken, grad_diffs))
     taken = krylov.write(pairs.steps, i, taken)
-    return SecantPairs(taken, krylov.write(pairs.grad_diffs, i, tall.scale(bad, grad_diffs)))
+    return SecantPairs(taken, krylov.write(pairs.grad_diffs, i, grad_diffs))
 
 
 def _squares(rows):

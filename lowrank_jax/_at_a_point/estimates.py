@@ -153,7 +153,7 @@ def estimate(product: Product, hessian: Operator, samples: int) -> Callable:
 @partial(jax.jit, static_argnums=2)
 def _signs(x, key, count):
     rows = structure.pack(structure.zeros(x, count))
-    drawn = structure.normal(key, structure.row(rows), (count,))
+    drawn = structure.uniform(key, structure.row(rows), count)
     signs = jax.tree.map(lambda n: jnp.where(n < 0, -1, 1).astype(n.dtype), drawn)
     return SecantPairs(signs, rows)
 

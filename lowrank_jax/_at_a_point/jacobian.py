@@ -74,7 +74,7 @@ def lowrank_jacobian(f: Callable, probes: int) -> Callable[..., LowRank]:
         if b >= p:
             left = structure.identity(y)
         else:
-            directions = structure.normal(key, x, (b,))
+            directions = structure.uniform(key, x, b)
             images = jax.vmap(jvp)(jax.tree.map(lambda leaf: leaf * m**-0.5, directions))
             rows = orthonormal(structure.widen(images), eps=structure.resolution(y))
             left = structure.cast_like(rows, images)

@@ -26,8 +26,10 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lowrank_jax._clouds.pairs import SecantPairs
-from lowrank_jax._core import checks, programs, scaling, structure, tall
+from lowrank_jax._core import checks, programs, scaling, structure, tall, xla
 from lowrank_jax._core.types import Rows, Vector
+
+MOST_SQUARE = 4  # of combinations that are orthonormal at once: longer ones magnify rounding
 
 
 def check(probes: int, passes: int, batch_size: int | None, progress: bool) -> None:
@@ -225,11 +227,11 @@ def counter(total: int, progress: bool, what: str) -> Iterator[Callable]:
 def _new_directions(before: Rows, steps: Rows, offset: jax.Array, key: jax.Array) -> Rows:
     """Orthonormal rows: what rows add to the span of the first `offset` steps, or random ones.
 
-    A zero row is replaced by a random one. Then two rounds of: unit length, projected,
-    orthonormalised. What the first one leaves little of keeps rounding errors along the steps,
-    which its unit length in the second one magnifies. A row that is short in the second one
-    as well was nothing but rounding and becomes zero; where there is one, all of this is done
-    once more. A row that is zero then has found no room. (The steps are orthonormal to
+    Two rounds of: zero rows replaced by random ones, unit length, projected, orthonormalised. What
+    the first one leaves little of keeps rounding errors along the steps, which its unit length in
+    the second one magnifies; where it leaves much of every row, it is the last. A row that is short
+    in the second one as well was nothing but rounding and becomes zero; where there is one, there
+    are two rounds more. A row that is zero then has found no room. (The steps are orthonormal to
     within the rounding of the points.)
     """
     count = structure.length(before)
@@ -239,29 +241,47 @@ def _new_directions(before: Rows, steps: Rows, offset: jax.Array, key: jax.Array
     # A square that the Gram matrix of unit rows tells from its rounding.
     short = 16 * count * float(jnp.finfo(dtype).eps)
 
-    def once(found, least):
-        found = tall.scale(scaling.reciprocal(scaling.norms(found)), found)
-        inside = tall.combine(tall.gram(found, known) * taken[None, :], known)
-        outside = jax.tree.map(jnp.subtract, found, inside)
-        return tall.combine(_gram_schmidt(tall.gram(outside, outside), short, least), outside), None
+    def filled(found, gone):
+        # Once for all packed leaves: forty draws would take forty times as long to compile.
+        drawn = structure.uniform(key, structure.row(found), count)
+        return jax.tree.map(jnp.add, found, tall.scale(gone.astype(dtype), drawn))
 
-    def twice(found):
-        return lax.scan(once, found, jnp.array([0, 1 / 4], dtype))[0]
+    def round_(least, state):
+        found, gone, _ = state
+        found = lax.cond(jnp.any(gone), filled, lambda found, _: found, found, gone)
+        unit = scaling.reciprocal(scaling.norms(found))
+        inside = xla.blockwise_sum(_inside, unit, found, known) * taken[None, :]
+        inner = xla.blockwise_sum(_outside_gram, (unit, inside), found, known)
+        combine = _gram_schmidt(inner, short, least)
+        found = xla.blockwise_map(_outside_combined, (unit, inside, combine), found, known)
+        squares = jnp.sum(combine * combine, axis=1)
+        return found, squares == 0, jnp.any((squares == 0) | (squares > MOST_SQUARE))
 
-    def complete(found, first):
-        gone = scaling.max_abs(found) == 0
+    def unless_done(state, least):
+        return lax.cond(state[-1], partial(round_, least), lambda state: state, state), None
 
-        def filled(found):
-            # Once for all packed leaves: forty draws would take forty times as long to compile.
-            drawn = structure.normal(key, structure.row(found), (count,))
-            return jax.tree.map(jnp.add, found, tall.scale(gone.astype(dtype), drawn))
-
-        missing = jnp.any(gone)
-        found = lax.cond(missing, filled, lambda found: found, found)
-        return lax.cond(first | missing, twice, lambda found: found, found), None
-
-    found, _ = lax.scan(complete, before, jnp.array([True, False]))
+    peaks = scaling.max_abs(before)
+    start = before, peaks == 0, xla.vary_like(jnp.array(True), peaks)
+    (found, _, _), _ = lax.scan(unless_done, start, jnp.array([0, 1 / 4, 0, 1 / 4], dtype))
     return structure.cast_like(found, steps)
+
+
+def _inside(unit, rows, known):
+    return tall.gram(tall.scale(unit, rows), known)
+
+
+def _outside(small, rows, known):
+    unit, inside = small
+    return jax.tree.map(jnp.subtract, tall.scale(unit, rows), tall.combine(inside, known))
+
+
+def _outside_gram(small, rows, known):
+    rows = _outside(small, rows, known)
+    return tall.gram(rows, rows)
+
+
+def _outside_combined(small, rows, known):
+    return tall.combine(small[2], _outside(small[:2], rows, known))
 
 
 def _gram_schmidt(inner: jax.Array, short: float, least: jax.Array) -> jax.Array:

@@ -215,6 +215,28 @@ def normal(key: jax.Array, v: Vector, shape: tuple[int, ...] = ()) -> Any:
         like = _sharding_like(x, len(shape))
         return jax.random.normal(key, (*shape, *x.shape), x.dtype, out_sharding=like)
 
+    return _drawn(draw, key, v)
+
+
+def uniform(key: jax.Array, v: Vector, n: int) -> Rows:
+    """N rows like v of independent uniform numbers of mean 0 and variance 1.
+
+    Random directions need not be normal, and random words are what takes the time. Of each there
+    are four numbers, as it is rotated by bytes: their first bytes are independent, hence their
+    signs; what they share counts a 256th.
+    """
+
+    def draw(key, x):
+        like = _sharding_like(x, 1)
+        words = jax.random.bits(key, (-(-n // 4), *x.shape), jnp.uint32, out_sharding=like)
+        rotated = [words, *((words << i) | (words >> (32 - i)) for i in (8, 16, 24))]
+        numbers = lax.bitcast_convert_type(jnp.concatenate(rotated)[:n], jnp.int32)
+        return numbers.astype(x.dtype) * jnp.asarray(3**0.5 / 2**31, x.dtype)
+
+    return _drawn(draw, key, v)
+
+
+def _drawn(draw, key, v):
     leaves, tree = jax.tree.flatten(v)
     keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
     return jax.tree.unflatten(tree, list(map(draw, keys, leaves)))

@@ -135,9 +135,13 @@ class SymmetricLowRank:
         exactly 0 and the row is zero. They are defined up to sign, and
         differentiate only where nonzero eigenvalues are distinct.
         """
+        return self._eigenpairs(None)
+
+    def _eigenpairs(self, count):
+        """That many at most, all for None."""
         found = self._reduced()
         s, v = spectrum(found)
-        order = jnp.argsort(-jnp.abs(s))
+        order = jnp.argsort(-jnp.abs(s))[:count]
         s, v = s[order], jnp.where((s == 0)[None, :], 0, v)[:, order]
         return s * found.unit, self._unpacked(tall.combine(v.T, found.basis.rows))
 
@@ -357,11 +361,10 @@ class SymmetricLowRank:
 
     @partial(jax.jit, static_argnums=1)
     def _truncate(self, rank):
-        s, rows = self.eigh()
-        missing = max(rank - len(s), 0)
+        s, rows = self._eigenpairs(rank)
 
         def fit_rows(x):
-            return jnp.pad(x[:rank], [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+            return jnp.pad(x, [(0, rank - len(s))] + [(0, 0)] * (x.ndim - 1))
 
         return SymmetricLowRank(jax.tree.map(fit_rows, rows), jnp.diag(fit_rows(s)))
 
