@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax._clouds.pairs import SecantPairs, rounded
-from lowrank_jax._core import checks, scaling, structure, tall
+from lowrank_jax._core import checks, scaling, structure, tall, xla
 from lowrank_jax._core.types import Rows, Vector
 
 
@@ -77,9 +77,10 @@ def init(params: Vector, memory_size: int) -> History:
     # Each array is its own, so that a history can be donated.
     dtype = structure.compute_dtype(params) if jax.tree.leaves(params) else jnp.float32
     norms = jnp.zeros((memory_size, 2), dtype)
-    return History(
+    empty = History(
         ring(), ring(), norms, point(), point(), jnp.zeros_like(norms[0]), count(), count()
     )
+    return xla.vary_like(empty, empty.params)
 
 
 def push(history: History, params: Vector, grads: Vector) -> History:

@@ -19,7 +19,7 @@ from lowrank_jax import history
 from lowrank_jax._at_a_point.differences import Options
 from lowrank_jax._at_a_point.expansion import expansion_at
 from lowrank_jax._clouds.fit import fit
-from lowrank_jax._core import checks, scaling, structure, tall
+from lowrank_jax._core import checks, scaling, structure, tall, xla
 from lowrank_jax._core.types import Loss, Rows, Scalar
 from lowrank_jax._training.direction import Products, direction, no_products
 
@@ -105,7 +105,8 @@ def scale_by_secant(
 
     def init(params):
         empty = history.init(params, memory_size)
-        return ScaleBySecantState(empty, no_products(memory_size, empty.norms.dtype))
+        products = no_products(memory_size, empty.norms.dtype)
+        return ScaleBySecantState(empty, xla.vary_like(products, empty.params))
 
     def update(updates, state, params=None, *, grad_fn=None, **extra_args):
         del extra_args
@@ -337,7 +338,7 @@ def precondition_top_curvature(
         values, number = jnp.zeros(probes, dtype), partial(jnp.zeros, ())
         # A copy of the key: a donated state must not take the caller's with it.
         data = jnp.copy(key_data(key))
-        return PreconditionTopCurvatureState(
+        known = PreconditionTopCurvatureState(
             number(jnp.int32),
             data,
             values,
@@ -345,8 +346,9 @@ def precondition_top_curvature(
             number(dtype),
             number(dtype),
             number(jnp.int32),
-            inner.init(params),
+            inner=None,
         )
+        return xla.vary_like(known, rows)._replace(inner=inner.init(params))
 
     def update(updates, state, params=None, *, curvature_args=(), whole_params=None, **extra_args):
         _require(params, "precondition_top_curvature")

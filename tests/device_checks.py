@@ -102,6 +102,55 @@ def test_clouds_in_a_shard_map_are_fitted_where_they_lie():
     np.testing.assert_allclose(found, jax.jit(each)(clouds), rtol=1e-10, atol=1e-12)
 
 
+def at_a_point(x):
+    """What begins loops, linear maps and states with constants, at one point."""
+    key, ones = jax.random.key(0), jnp.ones_like(x)
+    a = jnp.outer(x, ones) + jnp.diag(ones)
+    h = lrj.lowrank_hessian(loss, 2)(x, key=key)
+    ensemble = jax.vmap(lambda y: lrj.lowrank_hessian(loss, 2)(y, key=key) @ ones)
+    gradients = lrj.lowrank_hessian_from_gradient(lambda w, x: w + x * jnp.sum(x * w), 2)
+    product = lrj.gauss_newton_product(lambda w, a: a @ w, lambda z, y: jnp.sum((z - y) ** 2))
+
+    def trained(optimiser):
+        def step(_, carry):
+            x, state = carry
+            update, state = optimiser.update(jax.grad(loss)(x), state, x)
+            return optax.apply_updates(x, update), state
+
+        return jax.lax.fori_loop(0, 3, step, (x, optimiser.init(x)))[0]
+
+    return {
+        "H v": h @ ones,
+        "vmap": ensemble(jnp.stack([x, 2 * x])),
+        "data": gradients(ones, x, key=key) @ ones,
+        "solve": h.solve(ones, 9.0),
+        "solve, one number a coordinate": h.solve(x, 9 * ones),
+        "gauss_newton_product": product(x, ones, a, ones),
+        "top_eigenpair": jax.value_and_grad(lambda x: lrj.top_eigenpair(loss)(x, key=key)[0])(x),
+        "singular_triplet": lrj.singular_triplet(a)[0],
+        "lowrank_jacobian": lrj.lowrank_jacobian(lambda x: jnp.sin(x[1:]), 2)(x, key=key) @ ones,
+        "cross": lrj.cross(a, 2) @ ones,
+        "cross of functions": lrj.cross((lambda i: a[i], lambda j: a[:, j]), 2) @ ones,
+        "secant_newton": trained(lrj.optim.secant_newton(0.1)),
+        "precondition_top_curvature": trained(
+            lrj.optim.precondition_top_curvature(optax.sgd(0.01), loss, probes=2, key=key)
+        ),
+    }
+
+
+def test_in_a_shard_map_each_device_has_a_point_of_its_own():
+    points = 0.3 + jax.random.uniform(jax.random.key(1), (2, 10))
+    each = jax.shard_map(
+        lambda points: jax.tree.map(lambda y: y[None], at_a_point(points[0])),
+        mesh=on(2, "automatic"),
+        in_specs=P("d"),
+        out_specs=P("d"),
+    )
+    found, expected = jax.jit(each)(points), list(map(jax.jit(at_a_point), points))
+    expected = jax.tree.map(lambda *rows: jnp.stack(rows), *expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5)
+
+
 def collectives(f, *args):
     """How many numbers each kind of communication in the compiled program moves at most."""
     found = Counter()

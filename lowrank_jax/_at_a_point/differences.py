@@ -142,6 +142,7 @@ def difference_pairs(
     given = None if options.step is None else _given(x, options.step)
     eps = structure.resolution((x, grad))
     grad = structure.cast_like(grad, x)
+    x, grad = xla.vary_like((x, grad), x, grad)
 
     def on_the_host(pairs, offset, h):
         at_once = gradients is not None and batch_size not in (None, 1)

@@ -22,7 +22,7 @@ from jax import lax
 
 from lowrank_jax._at_a_point import krylov
 from lowrank_jax._clouds.pairs import SecantPairs
-from lowrank_jax._core import scaling, structure, tall
+from lowrank_jax._core import scaling, structure, tall, xla
 from lowrank_jax._core.types import Rows, Vector
 
 
@@ -49,7 +49,8 @@ def nothing(x: Vector, count: int, found: jax.Array | float) -> Measured:
     """Nothing measured of that many pairs, whose length may have been found before."""
     dtype = structure.compute_dtype(x)
     length = jnp.where(found > 0, found, 1).astype(dtype)
-    return Measured(length, jnp.ones(count, dtype), *3 * [jnp.zeros(count, dtype)])
+    measured = Measured(length, jnp.ones(count, dtype), *3 * [jnp.zeros(count, dtype)])
+    return xla.vary_like(measured, x)
 
 
 def _weight(probes):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax._core import scaling, tall
+from lowrank_jax._core import scaling, tall, xla
 from lowrank_jax._core.types import Rows, Vector
 
 SOLVE = 1000  # products of one solve with conjugate gradients, at most
@@ -83,6 +83,6 @@ def _conjugate_gradients(
         return (rr > eps**2 * bb) & solvable & (count < SOLVE)
 
     zero = jax.tree.map(jnp.zeros_like, b)
-    first = (zero, b, b, bb, jnp.array(True), jnp.zeros((), jnp.int32))
+    first = (zero, b, b, bb, *xla.vary_like((jnp.array(True), jnp.zeros((), jnp.int32)), bb))
     x, _, _, rr, _, _ = lax.while_loop(unfinished, step, first)
     return tall.times(jnp.where(rr <= eps * bb, scale, jnp.nan), x)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lowrank_jax._core import checks, structure
+from lowrank_jax._core import checks, structure, xla
 from lowrank_jax._core.orthonormal import orthonormal
 from lowrank_jax._operators.rectangular import LowRank
 
@@ -74,7 +74,7 @@ def lowrank_jacobian(f: Callable, probes: int) -> Callable[..., LowRank]:
         if b >= p:
             left = structure.identity(y)
         else:
-            directions = structure.uniform(key, x, b)
+            directions = xla.vary_like(structure.uniform(key, x, b), x)
             images = jax.vmap(jvp)(jax.tree.map(lambda leaf: leaf * m**-0.5, directions))
             rows = orthonormal(structure.widen(images), eps=structure.resolution(y))
             left = structure.cast_like(rows, images)

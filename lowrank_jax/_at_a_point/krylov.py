@@ -238,6 +238,8 @@ def _new_directions(before: Rows, steps: Rows, offset: jax.Array, key: jax.Array
     before, known = structure.widen((before, steps))
     dtype = structure.compute_dtype(known)
     taken = (jnp.arange(structure.length(known)) < offset).astype(dtype)
+    least = jnp.array([0, 1 / 4, 0, 1 / 4], dtype)  # that a round leaves of a row, in squares
+    key, taken, least = xla.vary_like((key, taken, least), known)
     # A square that the Gram matrix of unit rows tells from its rounding.
     short = 16 * count * float(jnp.finfo(dtype).eps)
 
@@ -260,9 +262,9 @@ def _new_directions(before: Rows, steps: Rows, offset: jax.Array, key: jax.Array
     def unless_done(state, least):
         return lax.cond(state[-1], partial(round_, least), lambda state: state, state), None
 
-    peaks = scaling.max_abs(before)
-    start = before, peaks == 0, xla.vary_like(jnp.array(True), peaks)
-    (found, _, _), _ = lax.scan(unless_done, start, jnp.array([0, 1 / 4, 0, 1 / 4], dtype))
+    gone = scaling.max_abs(before) == 0
+    start = before, gone, xla.vary_like(jnp.array(True), gone)
+    (found, _, _), _ = lax.scan(unless_done, start, least)
     return structure.cast_like(found, steps)
 
 

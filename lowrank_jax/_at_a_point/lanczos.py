@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax._core import programs, scaling, structure, tall
+from lowrank_jax._core import programs, scaling, structure, tall, xla
 from lowrank_jax._core.spectral import eigh, symmetrize
 from lowrank_jax._core.types import Rows, Vector
 
@@ -91,7 +91,8 @@ def _begun(start):
     # Buffers of their own, as they are donated one by one.
     images, ahead = jax.tree.map(jnp.copy, (rows, start))
     ended = jnp.zeros((), bool)
-    return _Search(rows, images, ahead, none, none, zero, large, large, none, none, ended)
+    search = _Search(rows, images, ahead, none, none, zero, large, large, none, none, ended)
+    return xla.vary_like(search, start)
 
 
 @partial(jax.jit, static_argnums=3, donate_argnums=0)
@@ -193,6 +194,7 @@ def count_entries(v, name):
 @jax.jit
 def random_unit_vector(key, like):
     drawn = structure.normal(key, structure.widen(like))
+    drawn = xla.vary_like(drawn, like)
     return tall.times(1 / scaling.norm(drawn), drawn)
 
 

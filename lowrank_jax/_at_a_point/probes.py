@@ -68,6 +68,7 @@ def probe_pairs(
     def pairs_at(x, *args, key):
         given, x = x, checks.point(x, "x")
         checks.key(key)
+        x = xla.vary_like(x, x, args)
 
         measured = krylov.checked_product(product, x, args)
         if not programs.traced(x, args, key, start):

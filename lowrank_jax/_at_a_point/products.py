@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 
-from lowrank_jax._core import checks, losses, programs, structure
+from lowrank_jax._core import checks, losses, programs, structure, xla
 from lowrank_jax._core.types import Argnums, Loss, Product, Vector
 
 
@@ -134,4 +134,4 @@ def _second_derivative(loss, argnums):
 def point_and_vector(x: Vector, v: Vector, name: str) -> tuple[Vector, Vector]:
     x, v = checks.vector(x, "x"), checks.vector(v, name)
     checks.like(v, name, x, "x")
-    return x, structure.cast_like(v, x)
+    return xla.vary_like((x, structure.cast_like(v, x)), x, v)

@@ -49,7 +49,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lowrank_jax._core import programs, scaling, structure, tall
+from lowrank_jax._core import programs, scaling, structure, tall, xla
 from lowrank_jax._core.types import Vector
 
 LADDER = 6  # rungs
@@ -152,7 +152,7 @@ def _begun(x, eps, before):
     lowest = jnp.where(origin, ORIGIN, jnp.log2(jnp.maximum(own, eps)))
     rungs = jnp.arange(LADDER, dtype=size.dtype) / (LADDER - 1)
     ladder = octave + jnp.round(lowest + rungs * (TOP - lowest))
-    return Search(
+    search = Search(
         floor=jnp.where(origin, -jnp.inf, octave + jnp.log2(own)),
         center=ladder[0] + BELOW if before is None else jnp.round(jnp.log2(before)),
         base=ladder[0],
@@ -163,6 +163,7 @@ def _begun(x, eps, before):
         sizes=jnp.full(RUNGS, -1, size.dtype),
         gaps=jnp.full(RUNGS, jnp.inf, size.dtype),
     )
+    return xla.vary_like(search, x)
 
 
 @partial(jax.jit, static_argnums=4)

@@ -13,7 +13,7 @@ from lowrank_jax._at_a_point.lanczos import (
     random_unit_vector,
     signed,
 )
-from lowrank_jax._core import checks, scaling, structure, tall
+from lowrank_jax._core import checks, scaling, structure, tall, xla
 from lowrank_jax._core.spectral import product
 from lowrank_jax._core.types import Vector
 from lowrank_jax._operators.rectangular import LowRank
@@ -86,14 +86,14 @@ def singular_triplet(a: Any, *, like: Vector | None = None) -> tuple[jax.Array, 
 @jax.jit
 def _triplet_of_matrix(a):
     wide = structure.widen(a)
-    like = jnp.zeros(a.shape[1], wide.dtype)
+    like = xla.vary_like(jnp.zeros(a.shape[1], wide.dtype), wide)
     sigma, u, v = _triplet(lambda x: product(wide, x), like)
     return sigma, u.astype(a.dtype), v.astype(a.dtype)
 
 
 @jax.jit
 def _triplet_of_operator(a):
-    return _triplet(a.mv, _checked_pattern(structure.row(a.right), "a.right"))
+    return _triplet(a.mv, xla.vary_like(_checked_pattern(structure.row(a.right), "a.right"), a))
 
 
 def _triplet(a, like):

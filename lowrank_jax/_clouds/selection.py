@@ -230,7 +230,7 @@ def compressed(pairs: SecantPairs) -> Compressed:
         return lq.rows, (along, outside, transform, lq.kept)
 
     s, y = (structure.pack(tall.times(1 / unit, x)) for unit, x in zip(units, wide, strict=True))
-    nothing = jax.tree.map(lambda x: xla.vary_like(jnp.zeros_like(x), units[0]), s)
+    nothing = xla.vary_like(jax.tree.map(jnp.zeros_like, s), units[0])
     # A scan over the two: what is the same for both is compiled once.
     blocks = jax.tree.map(lambda a, b: jnp.stack([a, b]), (s, errors), (y, jnp.zeros_like(errors)))
     _, found = lax.scan(factorized, nothing, blocks)

@@ -144,12 +144,17 @@ def map_rows(f: Callable, rows: Rows, batch_size: int | None) -> Any:
     return lax.map(f, rows, batch_size=batch_size)
 
 
-def vary_like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """X itself, to begin a loop with: in a `shard_map` it varies over the devices as `other`.
+def vary_like(tree: Any, *others: Any) -> Any:
+    """The tree itself; in a `shard_map` all of it varies over the devices, if any of the others do.
 
-    What a loop carries must vary at its beginning as it does at its end; a constant does not.
+    What a loop carries must vary at its beginning as it does at its end, and a tangent as what it
+    belongs to; a constant does not.
     """
-    return jnp.where((other.ravel()[0] == 0) | True, x, x)
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+    varying = [jnp.sum(x) == 0 for x in jax.tree.leaves(others) if isinstance(x, jax.Array)]
+    true = functools.reduce(jnp.logical_or, varying, jnp.array(True))
+    return jax.tree.map(lambda x: jnp.where(true, x, x), tree)
 
 
 def iterate(body: Callable, state: Any, *, until: Callable, most: int) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lowrank_jax._core import checks, programs, structure, tall
+from lowrank_jax._core import checks, programs, structure, tall, xla
 from lowrank_jax._models.cur import Matrix, access, assemble, read_lines
 from lowrank_jax._operators.rectangular import LowRank
 
@@ -99,7 +99,7 @@ def _complete_pivots(a, steps):
         return e, rows.at[k].set(i), cols.at[k].set(j), found.at[k].set(good)
 
     empty = jnp.zeros(steps, jnp.int32)
-    state = a, empty, empty, jnp.zeros(steps, bool)
+    state = a, *xla.vary_like((empty, empty, jnp.zeros(steps, bool)), noise)
     _, *pivots = lax.fori_loop(0, steps, step, state)
     return pivots
 
@@ -137,7 +137,8 @@ def _rook_pivots(row, column, shape, steps):
         return _extended(state, begin, i, j, down, along)
 
     dtype = structure.wider(jax.eval_shape(row, 0).dtype, jax.eval_shape(column, 0).dtype)
-    return _found(lax.while_loop(_unfinished, attempt, _begun(shape, steps, dtype)))
+    start = xla.vary_like(_begun(shape, steps, dtype), row(0))
+    return _found(lax.while_loop(_unfinished, attempt, start))
 
 
 def _rook_pivots_on_host(row, column, shape, steps):

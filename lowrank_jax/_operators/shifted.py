@@ -48,6 +48,8 @@ def multiply(diagonal: Diagonal, v: Vector) -> Vector:
 
 def solve(diagonal: Diagonal, factors: Rows, core: jax.Array, b: Vector) -> Vector:
     """`(D + H)^-1 b`, with a small backward error and the derivatives of the linear system."""
+    system = diagonal, factors, core, b
+    diagonal, factors, core, b = xla.vary_like(system, system)
     d, found = _reduced(*lax.stop_gradient((diagonal, factors, core)))
     before, after = (jnp.ones_like(d), 1 / d) if is_number(d) else (_inverse_root(d),) * 2
     basis, resolvent = found.basis.rows, _resolvent(found, graded=not is_number(diagonal))
