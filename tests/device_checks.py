@@ -104,11 +104,13 @@ def test_clouds_in_a_shard_map_are_fitted_where_they_lie():
 
 def at_a_point(x):
     """What begins loops, linear maps and states with constants, at one point."""
-    key, ones = jax.random.key(0), jnp.ones_like(x)
+    key, ones = jax.random.key(0), jnp.ones(len(x))  # like any constant, on all devices
     a = jnp.outer(x, ones) + jnp.diag(ones)
     h = lrj.lowrank_hessian(loss, 2)(x, key=key)
     ensemble = jax.vmap(lambda y: lrj.lowrank_hessian(loss, 2)(y, key=key) @ ones)
     gradients = lrj.lowrank_hessian_from_gradient(lambda w, x: w + x * jnp.sum(x * w), 2)
+    pairs = lrj.SecantPairs(jnp.eye(len(x))[:3], a[:3])
+    of_product = lrj.lowrank_from_product(lambda w, v, a: a @ v + a.T @ v, 2)
     product = lrj.gauss_newton_product(lambda w, a: a @ w, lambda z, y: jnp.sum((z - y) ** 2))
 
     def trained(optimiser):
@@ -123,11 +125,15 @@ def at_a_point(x):
         "H v": h @ ones,
         "vmap": ensemble(jnp.stack([x, 2 * x])),
         "data": gradients(ones, x, key=key) @ ones,
+        "operator": of_product(ones, a, key=key) @ ones,
+        "diagnose": lrj.diagnose(lrj.fit(pairs), pairs).leave_one_out,
         "solve": h.solve(ones, 9.0),
         "solve, one number a coordinate": h.solve(x, 9 * ones),
         "gauss_newton_product": product(x, ones, a, ones),
+        "gradient_difference": lrj.gradient_difference(loss, step=0.1)(ones, x),
         "top_eigenpair": jax.value_and_grad(lambda x: lrj.top_eigenpair(loss)(x, key=key)[0])(x),
         "singular_triplet": lrj.singular_triplet(a)[0],
+        "singular_triplet of factors": lrj.singular_triplet(lrj.cross(a, 2))[0],
         "lowrank_jacobian": lrj.lowrank_jacobian(lambda x: jnp.sin(x[1:]), 2)(x, key=key) @ ones,
         "cross": lrj.cross(a, 2) @ ones,
         "cross of functions": lrj.cross((lambda i: a[i], lambda j: a[:, j]), 2) @ ones,

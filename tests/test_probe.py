@@ -9,6 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import lowrank_jax as lrj
+from lowrank_jax._core import structure
 from tests import draws, reference
 
 DIM = 60
@@ -56,6 +57,18 @@ def test_the_steps_span_the_block_krylov_space(rng):
     q = np.linalg.qr(np.concatenate(blocks).T)[0].T
     s = np.asarray(found.steps).reshape(12, 20)
     np.testing.assert_allclose(s.T @ s, q.T @ q, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_of_random_numbers_are_independent_and_of_variance_one(dtype):
+    count = 100_000
+    rows = structure.uniform(jax.random.key(0), jnp.zeros(count, dtype), 9)
+    assert rows.shape == (9, count)
+    assert rows.dtype == dtype
+    np.testing.assert_allclose(rows.mean(1), 0, atol=5 * count**-0.5)
+    np.testing.assert_allclose(rows.var(1), 1, atol=5 * count**-0.5)
+    np.testing.assert_allclose(np.corrcoef(np.sign(rows)), np.eye(9), atol=5 * count**-0.5)
+    np.testing.assert_allclose(np.corrcoef(rows), np.eye(9), atol=5 * count**-0.5 + 1 / 256)
 
 
 def test_directions_of_a_start_that_are_missing_are_random(rng):

@@ -230,9 +230,9 @@ def compressed(pairs: SecantPairs) -> Compressed:
         return lq.rows, (along, outside, transform, lq.kept)
 
     s, y = (structure.pack(tall.times(1 / unit, x)) for unit, x in zip(units, wide, strict=True))
-    nothing = xla.vary_like(jax.tree.map(jnp.zeros_like, s), units[0])
     # A scan over the two: what is the same for both is compiled once.
     blocks = jax.tree.map(lambda a, b: jnp.stack([a, b]), (s, errors), (y, jnp.zeros_like(errors)))
+    nothing = xla.vary_like(jax.tree.map(jnp.zeros_like, s), blocks)
     _, found = lax.scan(factorized, nothing, blocks)
     along, outside, transform, kept = found
     short = SecantPairs(

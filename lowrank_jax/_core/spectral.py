@@ -88,7 +88,6 @@ def inverse_root(e: jax.Array) -> jax.Array:
         return v - (left + product(left, v)) / 2, jnp.sum(left * left)
 
     eps, start = float(jnp.finfo(e.dtype).eps), (jnp.zeros_like(e), jnp.ones_like(e[0, 0]))
-    start = xla.vary_like(start, e)
     return xla.iterate(step, start, until=lambda state: state[1] < eps, most=10)[0]
 
 

@@ -137,7 +137,7 @@ def _rook_pivots(row, column, shape, steps):
         return _extended(state, begin, i, j, down, along)
 
     dtype = structure.wider(jax.eval_shape(row, 0).dtype, jax.eval_shape(column, 0).dtype)
-    start = xla.vary_like(_begun(shape, steps, dtype), row(0))
+    start = xla.vary_like(_begun(shape, steps, dtype), row(0))  # in a shard_map alone is it read
     return _found(lax.while_loop(_unfinished, attempt, start))
 
 
