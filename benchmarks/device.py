@@ -48,6 +48,7 @@ SECTIONS = {
     "derivatives": Section(device_checks.derivatives, 80),
     "batches": Section(device_checks.batches, 60),
     "hostile": Section(device_checks.hostile, 60),
+    "large": Section(device_checks.large, 60),
     "fit": Section(device_cases.fit, 60),
     "clouds": Section(device_cases.clouds, 60),
     "mlp": Section(device_cases.mlp, 150),

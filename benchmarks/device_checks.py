@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 import lowrank_jax as lrj
-from benchmarks import numpy_fits
+from benchmarks import measure, numpy_fits, problems
 
 N = 16
 BOUNDS = {"float32": 2e-5, "float64": 1e-11, "bfloat16": 2e-2}
@@ -288,6 +288,26 @@ def hostile(report: Any) -> None:
     report.check("a subnormal step among others", _error(jax.vmap(h.mv)(rest), rest), 1e-5)
     found = [float(x) for x in lrj.diagnose(h, pairs)]
     report.check("its diagnosis: entries that are not finite", np.sum(~np.isfinite(found)), 0)
+
+
+def large(report: Any) -> None:
+    """Rows that are longer than a piece: what a chain takes beside them, and what it makes."""
+    n, d = 16, 2**18 if report.quick else 2**22
+    s, y, _ = problems.random_pairs((n, d))
+    fit = measure.compiled(lambda s, y: lrj.fit((s, y)), s, y)
+    h = fit.run()
+    report.check("a fit of long rows: memory beside them", _beside(fit), 1.1)
+    report.check("its secant equations", _error(jax.vmap(h.mv)(s), y), 2e-5)
+    v, damping = y[0], h.frobenius_norm()
+    solve = measure.compiled(lambda h, v: h.solve(v, damping), h, v)
+    x = solve.run()
+    report.check("a solve with long factors: memory beside them", _beside(solve), 2)
+    residual = np.asarray(h @ x, float) + float(damping) * np.asarray(x, float) - np.asarray(v)
+    report.check("its residual", np.linalg.norm(residual) / np.linalg.norm(v), 2e-6)
+
+
+def _beside(call):
+    return call.memory["temporary"] / call.memory["arguments"]
 
 
 def _leaves(x):

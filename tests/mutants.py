@@ -241,7 +241,7 @@ MUTANTS = (
         "_core.xla",
         "return _with_derivative_of(f, *primals), tangent",
         "return primals[0], tangents[0]",
-        "test_pieces.py::test_derivatives_of_pieces_are_those_of_the_whole_and_contain_no_loop",
+        "test_pieces.py::test_derivatives_of_pieces_are_those_of_the_whole_and_of_chains_contain_no_loop",
     ),
     Mutant(
         "the last piece is not written",
@@ -249,6 +249,34 @@ MUTANTS = (
         "lax.fori_loop(0, -(-size // width), write, out)",
         "lax.fori_loop(0, size // width, write, out)",
         "test_pieces.py::test_a_sum_and_rows_of_pieces_are_those_of_the_whole",
+    ),
+    Mutant(
+        "long sums of products with a vector are running sums",
+        "_core.tall",
+        "if v.size > 2 * LONGEST_SUM:",
+        "if v.size > 2**30:",
+        "test_pieces.py::test_long_sums_in_single_precision_keep_its_digits[262144]",
+    ),
+    Mutant(
+        "beside a derivative a long sum is a running sum",
+        "_core.xla",
+        "return value if chain else",
+        "return value if True else",
+        "test_pieces.py::test_long_sums_in_single_precision_keep_its_digits[262144]",
+    ),
+    Mutant(
+        "a chain stays whole on a GPU",
+        "_core.xla",
+        "cut = _cut(rows, longest) and (chain or _on_cpu())",
+        "cut = _cut(rows, longest) and _on_cpu()",
+        "test_pieces.py::test_off_a_cpu_chains_take_little_memory_beside_their_rows",
+    ),
+    Mutant(
+        "a product alone is cut on a GPU",
+        "_core.xla",
+        "cut = _cut(rows, longest) and (chain or _on_cpu())",
+        "cut = _cut(rows, longest)",
+        "test_pieces.py::test_off_a_cpu_chains_take_little_memory_beside_their_rows",
     ),
     Mutant(
         "rows one at a time are batches of one",
@@ -260,8 +288,8 @@ MUTANTS = (
     Mutant(
         "a loop in a shard_map begins with what does not vary",
         "_core.xla",
-        "return jnp.where((other.ravel()[0] == 0) | True, x, x)",
-        "return x",
+        "return jax.tree.map(lambda x: jnp.where(true, x, x), tree)",
+        "return tree",
         "test_devices.py::test_passes_on_eight_devices",
     ),
     Mutant(

@@ -142,14 +142,19 @@ def test_truncation_beyond_the_rank_adds_zeros_and_to_nothing_gives_zero(rng):
 @DTYPES
 @pytest.mark.parametrize("rank", [1, 3, 5])
 def test_least_rank_recovers_low_rank_to_rounding_times_both_conditions(rng, rank, dtype):
+    """Of curvatures above sqrt(eps): what is below counts as rounding."""
     for cond in (1, 10, 100):
-        for _ in range(5):
+        ratios = []
+        while len(ratios) < 5:
             a = draws.symmetric(rng, DIM, rank)
             s = draws.steps_of_condition(rng, N, DIM, cond, "geometric")
-            h = fitted(s, s @ a, dtype, 1)[0].to_dense()
             q = reference.whitened(s, s @ a, N)[0]
             w = np.sort(np.abs(np.linalg.eigvalsh(q @ a @ q.T)))[-rank:]
-            assert reference.relative_error(h, a) < 30 * eps(dtype) * cond * w[-1] / w[0]
+            if w[0] < 3 * eps(dtype) ** 0.5 * w[-1]:
+                continue
+            ratios.append(w[-1] / w[0])
+            h = fitted(s, s @ a, dtype, 1)[0].to_dense()
+            assert reference.relative_error(h, a) < 30 * eps(dtype) * cond * ratios[-1]
 
 
 @DTYPES

@@ -96,8 +96,8 @@ def test_functions_equal_their_dense_twins(rng, k, dtype, ratio):
     close, logs = TOLERANCE[dtype], np.log(np.linalg.eigvalsh(dense))
     assert abs(float(logdet) - np.sum(logs)) < close * max(np.sum(np.abs(logs)), 1)
     error = np.linalg.norm(np.asarray(inverse.to_dense(), float) - exact, 2)
-    # Merely to round D^-1, which may be far above the inverse, costs half of the second term.
-    assert error < close * np.linalg.norm(exact, 2) + eps * np.max(1 / flat(a.diag))
+    # Merely to round D^-1, which may be far above the inverse, costs an eighth of the second term.
+    assert error < close * np.linalg.norm(exact, 2) + 4 * eps * np.max(1 / flat(a.diag))
     missed = np.linalg.norm(dense @ flat(x) - v)
     assert missed < 20 * eps * np.linalg.norm(dense, 2) * np.linalg.norm(flat(x))
     # A draw is R z with R R^T the inverse: its length in A is that of z.

@@ -1,9 +1,10 @@
 """What is written in a certain way for XLA's sake: passes in pieces, and loops over batches.
 
-A chain of products along the long axis reads and writes that axis once for each link. Cut into
-pieces that fit the cache, the chain runs through piece by piece and memory is read once for all of
-it; a tall product `A B^T` alone is four times as fast. This holds for the threads of one
-CPU. Elsewhere, and where the rows may be sharded, the whole is one piece: a loop over a sharded
+A chain of products along the long axis writes and reads that axis once for each link. Cut into
+pieces, it runs through piece by piece. On a CPU they fit the cache, memory is read once for all of
+the chain, and a tall product `A B^T` alone is four times as fast. Elsewhere links would take the
+memory of the rows again and again; of larger pieces they take little, and a product alone, which
+has none, stays whole. Where the rows may be sharded, the whole is one piece: a loop over a sharded
 axis would gather it.
 """
 
@@ -17,10 +18,13 @@ from jax import lax
 
 from lowrank_jax._core.types import Rows
 
-PIECE_SIZE = 2**18  # numbers in a piece of one operand: 1 MiB of float32
+PIECE_SIZE = 2**18  # numbers in a piece of one operand: 1 MiB of float32, on a CPU
+LARGE_PIECE_SIZE = 2**24  # elsewhere, where each piece is several kernels: 64 MiB
 
 
-def blockwise_sum(f: Callable, small: Any, *rows: Rows) -> Any:
+def blockwise_sum(
+    f: Callable, small: Any, *rows: Rows, chain: bool = True, longest: int | None = None
+) -> Any:
     """The sum of `f(small, *pieces)` over all leaves and pieces.
 
     Args:
@@ -28,8 +32,11 @@ def blockwise_sum(f: Callable, small: Any, *rows: Rows) -> Any:
         values.
       small: what else f takes, a pytree.
       *rows: pytrees of one structure, each leaf with a leading axis.
+      chain: whether f computes rows on the way, which would take memory.
+      longest: how much of the long axis a piece takes at most.
     """
-    return _blockwise_sum(f, small, rows) if _cut(rows) else _whole_sum(f, small, rows)
+    cut = _cut(rows, longest) and (chain or _on_cpu())
+    return _blockwise_sum(f, chain, longest, small, rows) if cut else _whole_sum(f, small, rows)
 
 
 def with_derivative_of(value: Any, f: Callable, small: Any, *rows: Rows) -> Any:
@@ -45,20 +52,24 @@ def blockwise_map(f: Callable, small: Any, *rows: Rows) -> Rows:
     return _blockwise_map(f, small, rows) if _cut(rows) else _whole_map(f, small, rows)
 
 
-def _cut(rows):
-    return any(_width(leaves) for leaves in _leaves(rows))
+def _cut(rows, longest=None):
+    return any(_width(leaves, longest) for leaves in _leaves(rows))
 
 
 def _leaves(rows):
     return list(zip(*map(jax.tree.leaves, rows), strict=True))
 
 
-def _width(leaves):
+def _width(leaves, longest=None):
     """How much of the long axis a piece takes; 0 for all of it."""
     size = leaves[0].size // max(len(leaves[0]), 1)
-    width = PIECE_SIZE // max(1, *map(len, leaves))
-    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return width if alone and 0 < 2 * width < size else 0
+    width = (PIECE_SIZE if _on_cpu() else LARGE_PIECE_SIZE) // max(1, *map(len, leaves))
+    width = min(width, longest or width)
+    return width if jax.device_count() == 1 and 0 < 2 * width < size else 0
+
+
+def _on_cpu():
+    return jax.default_backend() == "cpu"
 
 
 def _whole_sum(f, small, rows):
@@ -70,13 +81,14 @@ def _whole_map(f, small, rows):
     return jax.tree.map(lambda *leaves: f(small, *leaves), *rows)
 
 
-# Loops are for the values alone: derivatives are those of the whole.
+# Loops are for the values alone: derivatives are those of the whole. They need its links, and so
+# the value of a chain comes with them; a product alone has none.
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _blockwise_sum(f, small, rows):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _blockwise_sum(f, chain, longest, small, rows):
     def leaf_sum(_, *leaves):
-        width = _width(leaves)
+        width = _width(leaves, longest)
         if not width:
             return f(small, *leaves)
         leaves = [x.reshape(len(x), -1) for x in leaves]
@@ -93,8 +105,9 @@ def _blockwise_sum(f, small, rows):
 
 
 @_blockwise_sum.defjvp
-def _blockwise_sum_jvp(f, primals, tangents):
-    return jax.jvp(functools.partial(_whole_sum, f), primals, tangents)
+def _blockwise_sum_jvp(f, chain, longest, primals, tangents):
+    value, tangent = jax.jvp(functools.partial(_whole_sum, f), primals, tangents)
+    return value if chain else _blockwise_sum(f, chain, longest, *primals), tangent
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
