@@ -15,7 +15,7 @@ from jax import lax
 from lowrank_jax._core import structure, xla
 from lowrank_jax._core.types import Rows, Vector
 
-LONGEST_SUM = 2**13  # of products that are added one by one, as of rows and one vector on a CPU
+LONGEST_SUM = 2**14  # of products that are added one by one, as of rows and one vector on a CPU
 
 
 def gram(a: Rows, b: Rows) -> jax.Array:
