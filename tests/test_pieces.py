@@ -98,6 +98,7 @@ def test_off_a_cpu_chains_take_little_memory_beside_their_rows(monkeypatch):
     for f, most in (
         (lambda h, v: lrj.fit((h.factors, h.factors)).factors, 0.5),  # and 2 that it returns
         (lambda h, v: h.inverse(1.0).low_rank.factors, 0.5),
+        (lambda h, v: (h.trace(), h.diagonal()), 0.5),
         (lambda h, v: h.solve(v, 1.0), 1.5),  # with a basis of the factors
         (lambda h, v: h.eigh(), 1.5),
     ):

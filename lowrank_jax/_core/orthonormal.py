@@ -99,7 +99,7 @@ def whitening(
     noise = known if errors is None else jnp.clip(errors, known, MOST_ERROR)
     eye = xla.once(jnp.eye(n, dtype=dtype))
     scale = 1 / scaling.power_of_two(scaling.max_abs(rows))
-    inner = xla.blockwise_sum(_combined_gram, (scale, None), rows)
+    inner = tall.scaled_gram(scale, rows)
     unit = scaling.reciprocal(scaling.safe_sqrt(diagonal(inner)))
     fixed, fixed_unit, inner = lax.stop_gradient((rows, unit, inner))
 
@@ -243,10 +243,9 @@ def _with_pinv_derivative_jvp(primals, tangents):
 
 
 def _combined(small, rows):
-    """`T diag(scale) S`; for None in place of T only scaled."""
+    """`T diag(scale) S`."""
     scale, combine = small
-    rows = tall.scale(scale, rows)
-    return rows if combine is None else tall.combine(combine, rows, grouped=True)
+    return tall.combine(combine, tall.scale(scale, rows), grouped=True)
 
 
 def _combined_gram(small, rows):

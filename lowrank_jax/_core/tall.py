@@ -43,6 +43,16 @@ def _leaf_gram(_, x, y):
     return jnp.tensordot(x, y, axes, precision=lax.Precision.HIGHEST, out_sharding=everywhere)
 
 
+def scaled_gram(factors: jax.Array, rows: Rows) -> jax.Array:
+    """Inner products of n rows with each other, row i times `factors[i]`; all of one dtype."""
+    return xla.blockwise_sum(_scaled_gram, factors, rows)
+
+
+def _scaled_gram(factors, rows):
+    rows = scale(factors, rows)
+    return gram(rows, rows)
+
+
 def dot(u: Vector, v: Vector) -> jax.Array:
     """The inner product of two vectors."""
     return gram(*(jax.tree.map(lambda leaf: leaf[None], x) for x in (u, v)))[0, 0]

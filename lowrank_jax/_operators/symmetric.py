@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowrank_jax._core import checks, scaling, structure, tall
+from lowrank_jax._core import checks, scaling, structure, tall, xla
 from lowrank_jax._core.spectral import mirror, product
 from lowrank_jax._core.types import Rows, Scalar, Vector
 from lowrank_jax._operators.diagonal import DiagonalPlusLowRank, plus_diagonal
@@ -153,14 +153,14 @@ class SymmetricLowRank:
     @jax.jit
     def trace(self) -> jax.Array:
         """Computes `tr H = tr(K G)`."""
-        rows, core, unit = self._balanced()
-        return jnp.sum(core * tall.gram(rows, rows)) * unit
+        scale, rows, core, unit = self._balanced()
+        return jnp.sum(core * tall.scaled_gram(scale, rows)) * unit
 
     @jax.jit
     def frobenius_norm(self) -> jax.Array:
         """Computes `|H|_F = sqrt(tr(K G K G))`; its derivative at H = 0 is taken as 0."""
-        rows, core, unit = self._balanced()
-        m = product(core, tall.gram(rows, rows))
+        scale, rows, core, unit = self._balanced()
+        m = product(core, tall.scaled_gram(scale, rows))
         return scaling.safe_sqrt(jnp.sum(m * m.T)) * unit
 
     def inertia(self, tol: Scalar | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -207,11 +207,9 @@ class SymmetricLowRank:
           >>> SymmetricLowRank(jnp.array([[1.0, 0.0, 3.0]]), jnp.array([[2.0]])).diagonal()
           Array([ 2.,  0., 18.], dtype=float32)
         """
-        rows, core, unit = self._balanced()
-        images = tall.combine(core, rows)
-        return self._unpacked_vector(
-            jax.tree.map(lambda x, y: jnp.sum(x * y, axis=0) * unit, images, rows)
-        )
+        scale, rows, core, unit = self._balanced()
+        found = xla.blockwise_map(_diagonal, (scale, core), rows)
+        return structure.row_of(self._unpacked(jax.tree.map(lambda x: unit * x, found)))
 
     def plus_diagonal(self, d: Scalar | Vector) -> DiagonalPlusLowRank:
         """Returns `H + diag(d)`, for a number or one a coordinate."""
@@ -436,9 +434,9 @@ class SymmetricLowRank:
         return found, self._unpacked(found.basis.rows)
 
     def _balanced(self):
-        """Packed factors and core scaled by powers of two, and the unit to multiply H by.
+        """Powers of two for the rows, the packed factors, the core, and the unit to multiply H by.
 
-        Rows with entries near 1 and a core near 1 keep the products of Gram
+        Scaled rows with entries near 1 and a core near 1 keep the products of Gram
         matrices within range, for an H of any magnitude.
         """
         self.check()
@@ -447,14 +445,18 @@ class SymmetricLowRank:
         size = scaling.power_of_two(scaling.max_abs(factors))
         core = core * size[:, None] * size[None, :]
         unit = scaling.power_of_two(jnp.max(jnp.abs(core), initial=0))
-        return tall.scale(1 / size, factors), core / unit, unit
+        return 1 / size, factors, core / unit, unit
 
     def _unpacked(self, rows):
         wide = structure.row(structure.widen((self.factors, self.core))[0])
         return structure.cast_like(structure.unpack(rows, wide), self.factors)
 
-    def _unpacked_vector(self, v):
-        return structure.row_of(self._unpacked(jax.tree.map(lambda x: x[None], v)))
+
+def _diagonal(small, rows):
+    """That of `B^T K B` for scaled rows B, as one row."""
+    scale, core = small
+    rows = tall.scale(scale, rows)
+    return jnp.sum(tall.combine(core, rows) * rows, axis=0, keepdims=True)
 
 
 Operator = SymmetricLowRank | DiagonalPlusLowRank
