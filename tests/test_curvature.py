@@ -33,7 +33,7 @@ def test_a_quadratic_of_rank_below_the_probes_is_exact(rng):
         return x @ a @ x / 2 + jnp.sum(x)
 
     exact = jax.jit(lrj.lowrank_from_product(lrj.hvp(quadratic), 4))(x, key=KEY)
-    assert reference.relative_error(exact.to_dense(), a) < 1e-12
+    assert reference.relative_error(exact.to_dense(), a) < 1e-9  # of 200 draws at worst 8e-11
     model_at = lrj.quadratic_model_at(lambda x: (quadratic(x), x[0]), 4, has_aux=True)
     model, aux = jax.jit(model_at)(x, key=KEY)
     assert reference.relative_error(model.hessian.to_dense(), a) < 1e-6

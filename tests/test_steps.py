@@ -315,18 +315,20 @@ def test_a_loss_without_second_derivative_is_compared_with_central_differences(r
 
 
 def test_gradients_that_are_coarser_than_the_point(rng):
-    """In bfloat16 at float32 points, in float32 at float64 points."""
+    """In bfloat16 at float32 points, in float32 at float64 points; how wrong it is is said."""
     a = draws.symmetric(rng, 12)
-    for fine, coarse, tolerance in ((np.float32, jnp.bfloat16, 0.2), (float, np.float32, 2e-3)):
+    for fine, coarse, tolerance in ((np.float32, jnp.bfloat16, 1), (float, np.float32, 2e-3)):
         x = rng.normal(size=12).astype(fine)
 
         def gradient(x, coarse=coarse):
             wide = np.asarray(x, float)
             return jnp.asarray(a @ wide + wide**3, coarse)
 
-        h = lrj.lowrank_hessian_from_gradient(gradient, 6)(x, key=KEY)
+        hessian_at = lrj.lowrank_hessian_from_gradient(gradient, 6, return_pairs=True)
+        h, pairs = hessian_at(x, key=KEY)
         exact = a + np.diag(3 * x.astype(float) ** 2)
-        assert reference.relative_error(h.to_dense(), exact) < tolerance
+        error = reference.relative_error(h.to_dense(), exact)
+        assert error < min(tolerance, 3 * float(np.max(pairs.rounding)))
 
 
 def test_a_loss_that_computes_in_float32_at_float64_points(rng):
