@@ -92,7 +92,7 @@ def test_off_a_cpu_chains_take_little_memory_beside_their_rows(monkeypatch):
     """A product alone, which takes none, is not cut."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(xla, "LARGE_PIECE_SIZE", 2**12)
-    k, dim = 8, 2**14 + 1
+    k, dim = 8, 2**15 + 1
     f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     h, v, rows = lrj.SymmetricLowRank(f32((k, dim)), f32((k, k))), f32((dim,)), 4 * k * dim
     for f, most in (
