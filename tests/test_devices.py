@@ -13,9 +13,10 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENT = environment(PYTHONPATH=str(ROOT))
 
 
-def test_passes_on_eight_devices():
+def test_passes_on_eight_devices(request):
+    options = [option for option in ("--first-cases",) if request.config.getoption(option)]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "tests/device_checks.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "tests/device_checks.py", *options],
         cwd=ROOT,
         env=ENVIRONMENT | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
         capture_output=True,
