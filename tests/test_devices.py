@@ -14,9 +14,11 @@ ENVIRONMENT = environment(PYTHONPATH=str(ROOT))
 
 
 def test_passes_on_eight_devices(request):
-    options = [option for option in ("--first-cases",) if request.config.getoption(option)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "tests/device_checks.py"]
+    if request.config.getoption("--first-cases"):
+        command.append("--first-cases")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "tests/device_checks.py", *options],
+        command,
         cwd=ROOT,
         env=ENVIRONMENT | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
         capture_output=True,

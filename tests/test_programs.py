@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import lowrank_jax as lrj
+from lowrank_jax._operators.reduced import reduce
 from tests import draws, reference
 from tests.compilations import counted
 
@@ -75,6 +76,35 @@ def test_a_dropped_loss_is_collected_with_its_data(rng, name):
     del loss, data
     gc.collect()
     assert [each() for each in dropped] == [None, None, None]
+
+
+OF_AN_OPERATOR = {
+    "eigh": lambda h, d: h.eigh(),
+    "eigenvalues": lambda h, d: h.eigenvalues(),
+    "inertia": lambda h, d: h.inertia(),
+    "truncate": lambda h, d: h.truncate(2),
+    "positive_part": lambda h, d: h.positive_part(),
+    "map_spectrum": lambda h, d: h.map_spectrum(jnp.abs),
+    "beside a number": lambda h, d: h.plus_diagonal(d).eigh(),
+    "solve": lambda h, d: h.solve(jnp.ones(11), d),
+    "logdet": lambda h, d: h.logdet(d),
+    "inverse": lambda h, d: h.inverse(d),
+    "sample": lambda h, d: h.sample(KEY, d),
+}
+
+
+def test_all_that_is_asked_of_operators_of_one_shape_shares_one_reduction(rng):
+    """Which is most of what is to be compiled."""
+    h = lrj.SymmetricLowRank(rng.normal(size=(5, 11)), draws.symmetric(rng, 5))
+    for name, asked in OF_AN_OPERATOR.items():
+        reduce.clear_cache()
+        with counted() as programs:
+            asked(h, 2.0)
+        assert programs.count("jit(reduce)") == 1, name
+    with counted() as programs:
+        for asked in OF_AN_OPERATOR.values():
+            asked(h.positive_part(), 3.0)
+    assert "jit(reduce)" not in programs
 
 
 def test_the_method_of_an_object_is_known_again_and_an_object_that_may_change_is_not(rng):

@@ -8,11 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lowrank_jax._core import checks, structure, tall
 from lowrank_jax._core.spectral import product
 from lowrank_jax._core.types import Rows, Scalar, Vector
 from lowrank_jax._operators import shifted
+from lowrank_jax._operators.reduced import is_number, packed, reduce
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +32,8 @@ class DiagonalPlusLowRank:
     costs that of A. Solving and inverting need positive d; H may be indefinite.
 
     It is a pytree, and goes through `jit`, `vmap`, `grad`, `scan`; derivatives of products,
-    `solve`, `logdet` and `inverse` are right to all orders. The methods are jitted.
+    `solve`, `logdet` and `inverse` are right to all orders. The methods are jitted, and share what
+    they compile as those of H do.
 
     Attributes:
       diag: d, a scalar array or a vector; the method `diagonal` gives that of A.
@@ -122,11 +125,10 @@ class DiagonalPlusLowRank:
         """Computes `tr A`, the sum of d and `tr H`."""
         self.check()
         d, h = structure.widen((self.diag, self.low_rank))
-        if shifted.is_number(d):
+        if is_number(d):
             return d * self.shape[-1] + h.trace()
         return sum((jnp.sum(x) for x in jax.tree.leaves(d)), h.trace())
 
-    @jax.jit
     def eigh(self) -> tuple[jax.Array, Rows]:
         """Computes the eigenpairs that differ from those of `d I`: `d + s` (k,) and rows (k, ...).
 
@@ -136,16 +138,19 @@ class DiagonalPlusLowRank:
         Raises:
           ValueError: for a vector d.
         """
-        self.check()
-        if not shifted.is_number(self.diag):
-            raise ValueError("eigh needs a diagonal that is one number, got one a coordinate")
+        d = self._number()
         values, rows = self.low_rank.eigh()
-        return values + self.diag.astype(values.dtype), rows
+        return values + d, rows
 
-    @jax.jit
     def eigenvalues(self) -> jax.Array:
         """Computes those of `eigh` alone, (k,); the other D - k are d."""
-        return self.eigh()[0]
+        return self._number() + self.low_rank.eigenvalues()
+
+    def _number(self):
+        self.check()
+        if not is_number(self.diag):
+            raise ValueError("eigh needs a diagonal that is one number, got one a coordinate")
+        return self.diag.astype(structure.compute_dtype(self.low_rank))
 
     def solve(self, v: Vector, damping: Scalar | Vector = 0) -> Vector:
         """Computes `(A + diag(damping))^-1 v`, with the derivatives of the linear system.
@@ -165,7 +170,8 @@ class DiagonalPlusLowRank:
           TypeError: for leaves that are not real floating-point arrays.
           ValueError: for structures or shapes that do not fit one factor.
         """
-        return _solve(self._damped(damping), self._operand(v, "v"))
+        a, v = self._damped(damping), self._operand(v, "v")
+        return _solve(_constant(a, like=v), a, v)
 
     def logdet(self, damping: Scalar | Vector = 0) -> jax.Array:
         """Computes `log det (A + diag(damping)) = sum log d + log det (I + G K)`.
@@ -174,7 +180,8 @@ class DiagonalPlusLowRank:
         larger damping, or d and the positive part of the rest,
         `A.low_rank.positive_part().plus_diagonal(d)`. The same errors as `solve`.
         """
-        return _logdet(self._damped(damping))
+        a = self._damped(damping)
+        return _logdet(_constant(a), a)
 
     def inverse(self, damping: Scalar | Vector = 0) -> "DiagonalPlusLowRank":
         """Computes `(A + diag(damping))^-1`, a diagonal plus low rank with as many factors.
@@ -190,7 +197,8 @@ class DiagonalPlusLowRank:
           >>> h.inverse(damping=1.0) @ jnp.ones(3)
           Array([0.25, 1.  , 1.  ], dtype=float32)
         """
-        return _inverse(self._damped(damping))
+        a = self._damped(damping)
+        return _inverse(_constant(a), a)
 
     def sample(
         self, key: jax.Array, damping: Scalar | Vector = 0, shape: Sequence[int] = ()
@@ -217,7 +225,8 @@ class DiagonalPlusLowRank:
             raise TypeError(f"shape must be a sequence of Python ints, got {shape!r}")
         for count in shape:
             checks.count(count, "shape", 0)
-        return _sample(self._damped(damping), key, tuple(shape))
+        a = self._damped(damping)
+        return _sample(reduce(*a._parts()), a, key, tuple(shape))
 
     def plus_diagonal(self, d: Scalar | Vector) -> "DiagonalPlusLowRank":
         """Returns `A + diag(d)`, for a number or one a coordinate."""
@@ -277,10 +286,7 @@ class DiagonalPlusLowRank:
         return replace(self, diag=_sum(self.diag, _diagonal(damping, self.low_rank, name)))
 
     def _parts(self):
-        """D, B and K in one dtype, packed, and what unpacks a vector."""
-        diag, h = structure.widen((self.diag, self.low_rank))
-        diag = diag if shifted.is_number(diag) else structure.pack_vector(diag)
-        return diag, structure.pack(h.factors), h.core
+        return self.diag, self.low_rank.factors, self.low_rank.core
 
 
 def plus_diagonal(h: Any, d: Scalar | Vector, name: str) -> DiagonalPlusLowRank:
@@ -306,42 +312,48 @@ def _diagonal(d, h, name):
 
 def _spread(d, like):
     """One number a coordinate."""
-    if shifted.is_number(d):
+    if is_number(d):
         return jax.tree.map(lambda x: jnp.broadcast_to(d, x.shape), like)
     return d
 
 
 def _sum(c, d):
     c, d = structure.widen((c, d))
-    if shifted.is_number(c) != shifted.is_number(d):
-        c, d = (c, _spread(d, c)) if shifted.is_number(d) else (_spread(c, d), d)
+    if is_number(c) != is_number(d):
+        c, d = (c, _spread(d, c)) if is_number(d) else (_spread(c, d), d)
     return jax.tree.map(jnp.add, c, d)
 
 
+def _constant(a, like=()):
+    """What A reduces to, a constant to differentiation, in the widest dtype of A and others."""
+    diag, factors, core = lax.stop_gradient(a._parts())
+    return reduce(diag, factors, core.astype(structure.compute_dtype((a, like))))
+
+
 @jax.jit
-def _solve(a, v):
+def _solve(found, a, v):
     a, wide = structure.widen((a, v))
-    x = shifted.solve(*a._parts(), structure.pack_vector(wide))
+    x = shifted.solve(found, *packed(*a._parts()), structure.pack_vector(wide))
     return structure.cast_like(structure.unpack_vector(x, wide), v)
 
 
 @jax.jit
-def _logdet(a):
-    return shifted.log_determinant(*a._parts())
+def _logdet(found, a):
+    return shifted.log_determinant(found, *packed(*a._parts()))
 
 
 @jax.jit
-def _inverse(a):
-    diag, factors, core = shifted.inverse(*a._parts())
+def _inverse(found, a):
+    diag, factors, core = shifted.inverse(found, *packed(*a._parts()))
     row = structure.row(structure.widen(a.low_rank).factors)
-    diag = diag if shifted.is_number(diag) else structure.unpack_vector(diag, row)
+    diag = diag if is_number(diag) else structure.unpack_vector(diag, row)
     factors = structure.cast_like(structure.unpack(factors, row), a.low_rank.factors)
     return DiagonalPlusLowRank(diag, replace(a.low_rank, factors=factors, core=core))
 
 
-@partial(jax.jit, static_argnums=2)
-def _sample(a, key, shape):
-    root, basis, core = shifted.draw_root(*a._parts())
+@partial(jax.jit, static_argnums=3)
+def _sample(found, a, key, shape):
+    root, basis, core = shifted.draw_root(found, packed(*a._parts())[0])
     row = structure.row(structure.widen(a.low_rank).factors)
 
     def draw(key):

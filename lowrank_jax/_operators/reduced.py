@@ -11,20 +11,55 @@ for the rows Q that then move (see `motion`) and
     A' = (L + D)^T K (L + D),    D the identity on the zero rows of Q,
 
 which A is part of. A zero row meets what D adds to A where Q is not differentiated.
+
+An H beside a diagonal is reduced in its units, `D^(-1/2) H D^(-1/2)`, which has the same form: a
+number D divides K, a vector D the factors.
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax._core import scaling
+from lowrank_jax._core import scaling, structure
 from lowrank_jax._core.orthonormal import ThinLQ, thin_lq
 from lowrank_jax._core.spectral import eigh, matrix_function, product, symmetrize
-from lowrank_jax._core.types import Rows
+from lowrank_jax._core.types import Rows, Vector
+
+Diagonal = jax.Array | Vector  # one number, or one a coordinate
+
+
+def is_number(diagonal: Diagonal) -> bool:
+    """Whether it is one number for all coordinates."""
+    return jax.tree_util.all_leaves([diagonal]) and jnp.ndim(diagonal) == 0
+
+
+def packed(diagonal: Diagonal, factors: Rows, core: jax.Array) -> tuple[Any, Rows, jax.Array]:
+    """D, B and K in their widest dtype, packed."""
+    diagonal, factors, core = structure.widen((diagonal, factors, core))
+    if not is_number(diagonal):
+        diagonal = structure.pack_vector(diagonal)
+    return diagonal, structure.pack(factors), core
+
+
+def positive(diagonal: Diagonal) -> Any:
+    """D, NaN where it is not positive."""
+    return jax.tree.map(lambda d: jnp.where(d > 0, d, jnp.nan), diagonal)
+
+
+def inverse_root(diagonal: Diagonal) -> Any:
+    """`D^(-1/2)`."""
+    return jax.tree.map(lambda d: 1 / jnp.sqrt(d), diagonal)
+
+
+def in_units_of(diagonal: Diagonal, factors: Rows, core: jax.Array) -> tuple[Rows, jax.Array]:
+    """Factors and core of `D^(-1/2) H D^(-1/2)`."""
+    if is_number(diagonal):
+        return factors, core / diagonal
+    return jax.tree.map(lambda r, x: r[None] * x, inverse_root(diagonal), factors), core
 
 
 class Reduced(NamedTuple):
@@ -47,8 +82,15 @@ class Reduced(NamedTuple):
     unit: jax.Array
 
 
-def reduce(factors: Rows, core: jax.Array) -> Reduced:
-    """Reduces `B^T K B`, all of one dtype."""
+@jax.jit
+def reduce(diagonal: Diagonal, factors: Rows, core: jax.Array) -> Reduced:
+    """Reduces `D^(-1/2) B^T K B D^(-1/2)`, in the widest dtype; NaN where D is not positive.
+
+    A program of its own where nothing is traced: it is most of what is to be compiled for a
+    function of an operator, and all of them share it.
+    """
+    diagonal, factors, core = packed(diagonal, factors, core)
+    factors, core = in_units_of(positive(diagonal), factors, core)
     basis = thin_lq(factors)
     core = core / basis.scale[:, None] / basis.scale[None, :]
     unit = scaling.power_of_two(jnp.max(jnp.abs(core), initial=0))

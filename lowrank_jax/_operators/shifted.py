@@ -4,8 +4,7 @@ For D positive and `H = B^T K B`,
 
     D + H = D^(1/2) (I + H') D^(1/2),    H' = D^(-1/2) H D^(-1/2),
 
-and H' has the same form: a number D divides K, a vector D the factors. In the basis of
-`reduced`, `H' = Q^T A Q` with `A = V diag(w) V^T`:
+and in the basis of `reduced`, which finds it beforehand, `H' = Q^T A Q` with `A = V diag(w) V^T`:
 
     (I + H')^-1 = I - Q^T N Q,    N = A (I + A)^-1,    log det (I + H') = sum log(1 + w),
 
@@ -29,14 +28,16 @@ from lowrank_jax._core import scaling, structure, tall, xla
 from lowrank_jax._core.orthonormal import ThinLQ, motion
 from lowrank_jax._core.spectral import eigh, product, svd, symmetrize
 from lowrank_jax._core.types import Rows, Vector
-from lowrank_jax._operators.reduced import function, reduce, spectrum
-
-Diagonal = jax.Array | Vector  # one number, or one a coordinate
-
-
-def is_number(diagonal: Diagonal) -> bool:
-    """Whether it is one number for all coordinates."""
-    return jax.tree_util.all_leaves([diagonal]) and jnp.ndim(diagonal) == 0
+from lowrank_jax._operators.reduced import (
+    Diagonal,
+    Reduced,
+    function,
+    in_units_of,
+    inverse_root,
+    is_number,
+    positive,
+    spectrum,
+)
 
 
 def multiply(diagonal: Diagonal, v: Vector) -> Vector:
@@ -46,12 +47,12 @@ def multiply(diagonal: Diagonal, v: Vector) -> Vector:
     return jax.tree.map(jnp.multiply, diagonal, v)
 
 
-def solve(diagonal: Diagonal, factors: Rows, core: jax.Array, b: Vector) -> Vector:
+def solve(found: Reduced, diagonal: Diagonal, factors: Rows, core: jax.Array, b: Vector) -> Vector:
     """`(D + H)^-1 b`, with a small backward error and the derivatives of the linear system."""
     system = diagonal, factors, core, b
     diagonal, factors, core, b = xla.vary_like(system, system)
-    d, found = _reduced(*lax.stop_gradient((diagonal, factors, core)))
-    before, after = (jnp.ones_like(d), 1 / d) if is_number(d) else (_inverse_root(d),) * 2
+    found, d = lax.stop_gradient((found, positive(diagonal)))
+    before, after = (jnp.ones_like(d), 1 / d) if is_number(d) else (inverse_root(d),) * 2
     basis, resolvent = found.basis.rows, _resolvent(found, graded=not is_number(diagonal))
 
     def shifted(x):
@@ -75,36 +76,40 @@ def solve(diagonal: Diagonal, factors: Rows, core: jax.Array, b: Vector) -> Vect
     return lax.custom_linear_solve(shifted, b, solved, symmetric=True)
 
 
-def log_determinant(diagonal: Diagonal, factors: Rows, core: jax.Array) -> jax.Array:
+def log_determinant(
+    found: Reduced, diagonal: Diagonal, factors: Rows, core: jax.Array
+) -> jax.Array:
     """`log det (D + H)`, NaN where that is not positive definite."""
-    moving = _moving(diagonal, factors, core)
+    moving = _moving(found, diagonal, factors, core)
     small = _log_determinant(moving.small, moving.gram, moving.inner, moving.value)
     if is_number(diagonal):
         return structure.size(structure.row(factors)) * jnp.log(diagonal) + small
     return sum((jnp.sum(jnp.log(x)) for x in jax.tree.leaves(diagonal)), small)
 
 
-def inverse(diagonal: Diagonal, factors: Rows, core: jax.Array) -> tuple[Any, Rows, jax.Array]:
+def inverse(
+    found: Reduced, diagonal: Diagonal, factors: Rows, core: jax.Array
+) -> tuple[Any, Rows, jax.Array]:
     """`(D + H)^-1` as the diagonal, factors and core of another such matrix."""
-    moving = _moving(diagonal, factors, core)
-    d = _positive(diagonal)
-    return jax.tree.map(lambda d: 1 / d, d), *_scaled(d, moving.rows, -moving.inner)
+    moving = _moving(found, diagonal, factors, core)
+    d = positive(diagonal)
+    return jax.tree.map(lambda d: 1 / d, d), *in_units_of(d, moving.rows, -moving.inner)
 
 
-def draw_root(diagonal: Diagonal, factors: Rows, core: jax.Array) -> tuple[Any, Rows, jax.Array]:
+def draw_root(found: Reduced, diagonal: Diagonal) -> tuple[Any, Rows, jax.Array]:
     """D^(-1/2), Q and C with `R R^T = (D + H)^-1` for `R = D^(-1/2) (I + Q^T C Q)`.
 
     NaN where D + H is not positive definite.
     """
-    d, found = _reduced(diagonal, factors, core)
+    d = positive(diagonal)
     pairs = None if is_number(d) else _graded_spectrum(lax.stop_gradient(found))
 
     def shifted(w):  # (1 + w)^(-1/2) - 1, without cancellation
         size = jnp.sqrt(jnp.where(w > -1, 1 + w, jnp.nan))
         return -w / (size * (1 + size))
 
-    slope = jnp.full((), -0.5, core.dtype)
-    return _inverse_root(d), found.basis.rows, function(shifted, slope, found, pairs)
+    slope = jnp.full((), -0.5, found.core.dtype)
+    return inverse_root(d), found.basis.rows, function(shifted, slope, found, pairs)
 
 
 def _graded_spectrum(found):
@@ -120,28 +125,6 @@ def _graded_spectrum(found):
     v, s, _ = svd(root)
     w = (1 - s) * (1 + s) / s**2
     return w / found.unit * scaling.nan_unless(valid, w.dtype), product(resolvent.turn, v)
-
-
-def _reduced(diagonal, factors, core):
-    """D, and H' reduced."""
-    d = _positive(diagonal)
-    return d, reduce(*_scaled(d, factors, core))
-
-
-def _positive(diagonal):
-    """D, NaN where it is not positive."""
-    return jax.tree.map(lambda d: jnp.where(d > 0, d, jnp.nan), diagonal)
-
-
-def _inverse_root(d):
-    return jax.tree.map(lambda d: 1 / jnp.sqrt(d), d)
-
-
-def _scaled(d, factors, core):
-    """Factors and core of `D^(-1/2) H D^(-1/2)`."""
-    if is_number(d):
-        return factors, core / d
-    return jax.tree.map(lambda r, x: r[None] * x, _inverse_root(d), factors), core
 
 
 class _Moving(NamedTuple):
@@ -162,9 +145,9 @@ class _Moving(NamedTuple):
     value: jax.Array
 
 
-def _moving(diagonal, factors, core):
-    _, found = _reduced(*lax.stop_gradient((diagonal, factors, core)))
-    factors, core = _scaled(_positive(diagonal), factors, core)
+def _moving(found, diagonal, factors, core):
+    found = lax.stop_gradient(found)
+    factors, core = in_units_of(positive(diagonal), factors, core)
     basis = found.basis
     rows = _with_motion(basis, factors)
     gram = xla.with_derivative_of(jnp.diag(basis.kept), _gram, None, rows, rows)

@@ -34,7 +34,8 @@ class SymmetricLowRank:
     The operator is a pytree: it goes through `jit`, `vmap`, `grad`, `scan`. Where
     `vmap` has made a batch of operators, use them under `vmap` as well:
     `jax.vmap(lambda h, v: h @ v)(operators, vectors)`, or take one out with
-    `jax.tree.map(lambda leaf: leaf[i], operators)`. The methods are jitted, but `map_spectrum`.
+    `jax.tree.map(lambda leaf: leaf[i], operators)`. The methods are jitted, but `map_spectrum`;
+    outside `jit` those that factorize H share the program that does, for all operators of a shape.
     Sums, differences and real multiples of operators are operators; those of a
     sum hold the factors of both.
 
@@ -126,7 +127,6 @@ class SymmetricLowRank:
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("a SymmetricLowRank is no array: use to_dense() for the (D, D) matrix")
 
-    @jax.jit
     def eigh(self) -> tuple[jax.Array, Rows]:
         """Computes eigenpairs, `H = U^T diag(s) U`: s (k,), largest magnitude first, and rows of U.
 
@@ -135,20 +135,18 @@ class SymmetricLowRank:
         exactly 0 and the row is zero. They are defined up to sign, and
         differentiate only where nonzero eigenvalues are distinct.
         """
-        return self._eigenpairs(None)
+        return self._eigenpairs(self._reduced(), None)
 
-    def _eigenpairs(self, count):
+    @partial(jax.jit, static_argnums=2)
+    def _eigenpairs(self, found, count):
         """That many at most, all for None."""
-        found = self._reduced()
-        s, v = spectrum(found)
-        order = jnp.argsort(-jnp.abs(s))[:count]
-        s, v = s[order], jnp.where((s == 0)[None, :], 0, v)[:, order]
-        return s * found.unit, self._unpacked(tall.combine(v.T, found.basis.rows))
+        s, v, order = _spectrum(found)
+        v = jnp.where((s == 0)[None, :], 0, v)[:, order[:count]]
+        return s[order[:count]] * found.unit, self._unpacked(tall.combine(v.T, found.basis.rows))
 
-    @jax.jit
     def eigenvalues(self) -> jax.Array:
         """Computes the eigenvalues alone, (k,), largest magnitude first, zero ones exactly 0."""
-        return self.eigh()[0]
+        return _eigenvalues(self._reduced())
 
     @jax.jit
     def trace(self) -> jax.Array:
@@ -186,11 +184,10 @@ class SymmetricLowRank:
         """
         if tol is not None:
             checks.between(tol, "tol", 0, math.inf)
-        return self._inertia(tol)
+        return self._inertia(self.eigenvalues(), tol)
 
     @jax.jit
-    def _inertia(self, tol):
-        s = self.eigenvalues()
+    def _inertia(self, s, tol):
         default = structure.resolution(self.factors) ** 0.5 * jnp.max(jnp.abs(s), initial=0)
         tol = default if tol is None else jnp.asarray(tol, s.dtype)
         positive, negative = jnp.sum(s > tol), jnp.sum(s < -tol)
@@ -301,18 +298,19 @@ class SymmetricLowRank:
           Array([3., 0., 0.], dtype=float32)
         """
         checks.function(f, "f")
-        found, rows = self._basis()
+        found = self._reduced()
         slope, valid = _behaviour_at_zero(f, found.core.dtype)
+        rows = self._unpacked(found.basis.rows)
         return SymmetricLowRank(rows, function(f, slope, found) * valid)
 
-    @jax.jit
     def positive_part(self) -> "SymmetricLowRank":
         """Computes the nearest positive semidefinite operator, `map_spectrum(jax.nn.relu)`.
 
         For a loss that is known to be convex, where a fit is slightly indefinite: then `logdet` and
         `sample` are finite at every damping.
         """
-        return self.map_spectrum(jax.nn.relu)
+        found = self._reduced()
+        return SymmetricLowRank(self._unpacked(found.basis.rows), _positive_core(found))
 
     def sample(self, key: jax.Array, damping: Scalar | Vector, shape: Sequence[int] = ()) -> Any:
         """Draws from the normal distribution N(0, (H + diag(damping))^-1).
@@ -355,11 +353,11 @@ class SymmetricLowRank:
           ValueError: for a negative rank.
         """
         checks.count(rank, "rank", 0)
-        return self._truncate(rank)
+        return self._truncate(self._reduced(), rank)
 
-    @partial(jax.jit, static_argnums=1)
-    def _truncate(self, rank):
-        s, rows = self._eigenpairs(rank)
+    @partial(jax.jit, static_argnums=2)
+    def _truncate(self, found, rank):
+        s, rows = self._eigenpairs(found, rank)
 
         def fit_rows(x):
             return jnp.pad(x, [(0, rank - len(s))] + [(0, 0)] * (x.ndim - 1))
@@ -422,16 +420,9 @@ class SymmetricLowRank:
             checks.positive(damping, "damping")
         return plus_diagonal(self, damping, "damping")
 
-    @jax.jit
     def _reduced(self):
         self.check()
-        factors, core = structure.widen((self.factors, self.core))
-        return reduce(structure.pack(factors), core)
-
-    @jax.jit
-    def _basis(self):
-        found = self._reduced()
-        return found, self._unpacked(found.basis.rows)
+        return reduce(np.ones((), structure.compute_dtype(self)), self.factors, self.core)
 
     def _balanced(self):
         """Powers of two for the rows, the packed factors, the core, and the unit to multiply H by.
@@ -447,9 +438,27 @@ class SymmetricLowRank:
         unit = scaling.power_of_two(jnp.max(jnp.abs(core), initial=0))
         return 1 / size, factors, core / unit, unit
 
+    @jax.jit
     def _unpacked(self, rows):
         wide = structure.row(structure.widen((self.factors, self.core))[0])
         return structure.cast_like(structure.unpack(rows, wide), self.factors)
+
+
+def _spectrum(found):
+    """Eigenvalues, eigenvectors, and the order by magnitude."""
+    s, v = spectrum(found)
+    return s, v, jnp.argsort(-jnp.abs(s))
+
+
+@jax.jit
+def _eigenvalues(found):
+    s, _, order = _spectrum(found)
+    return s[order] * found.unit
+
+
+@jax.jit
+def _positive_core(found):
+    return function(jax.nn.relu, jnp.zeros((), found.core.dtype), found)
 
 
 def _diagonal(small, rows):
