@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import lowrank_jax as lrj
+from lowrank_jax._clouds import selection
 from lowrank_jax._operators.reduced import reduce
 from tests import draws, reference
 from tests.compilations import counted
@@ -79,32 +80,53 @@ def test_a_dropped_loss_is_collected_with_its_data(rng, name):
 
 
 OF_AN_OPERATOR = {
-    "eigh": lambda h, d: h.eigh(),
-    "eigenvalues": lambda h, d: h.eigenvalues(),
-    "inertia": lambda h, d: h.inertia(),
-    "truncate": lambda h, d: h.truncate(2),
-    "positive_part": lambda h, d: h.positive_part(),
-    "map_spectrum": lambda h, d: h.map_spectrum(jnp.abs),
-    "beside a number": lambda h, d: h.plus_diagonal(d).eigh(),
-    "solve": lambda h, d: h.solve(jnp.ones(11), d),
-    "logdet": lambda h, d: h.logdet(d),
-    "inverse": lambda h, d: h.inverse(d),
-    "sample": lambda h, d: h.sample(KEY, d),
+    "eigh": lambda h: h.eigh(),
+    "eigenvalues": lambda h: h.eigenvalues(),
+    "inertia": lambda h: h.inertia(),
+    "truncate": lambda h: h.truncate(2),
+    "positive_part": lambda h: h.positive_part(),
+    "map_spectrum": lambda h: h.map_spectrum(jnp.abs),
+    "beside a number": lambda h: h.plus_diagonal(2.0).eigh(),
+    "solve": lambda h: h.solve(jnp.ones(11), 2.0),
+    "logdet": lambda h: h.logdet(2.0),
+    "inverse": lambda h: h.inverse(2.0),
+    "sample": lambda h: h.sample(KEY, 2.0),
+}
+OF_PAIRS = {
+    "diagnose": lambda pairs: lrj.diagnose(lrj.fit(pairs), pairs),
+    "choose_extrapolation": lrj.choose_extrapolation,
+    "choose_shift": lrj.choose_shift,
 }
 
 
-def test_all_that_is_asked_of_operators_of_one_shape_shares_one_reduction(rng):
-    """Which is most of what is to be compiled."""
-    h = lrj.SymmetricLowRank(rng.normal(size=(5, 11)), draws.symmetric(rng, 5))
-    for name, asked in OF_AN_OPERATOR.items():
-        reduce.clear_cache()
+SHARED = {
+    "operator": (
+        lambda rng: lrj.SymmetricLowRank(rng.normal(size=(5, 11)), draws.symmetric(rng, 5)),
+        OF_AN_OPERATOR,
+        [reduce],
+    ),
+    "pairs": (
+        lambda rng: lrj.SecantPairs(*rng.normal(size=(2, 5, 11))),
+        OF_PAIRS,
+        [selection.compressed, selection._left_out_errors],
+    ),
+}
+
+
+@pytest.mark.parametrize("given", SHARED)
+def test_what_is_most_to_compile_is_compiled_once_for_all_that_is_asked(rng, given):
+    make, calls, shared = SHARED[given]
+    given, names = make(rng), [f"jit({program.__name__})" for program in shared]
+    for call in calls.values():
+        for program in shared:
+            program.clear_cache()
         with counted() as programs:
-            asked(h, 2.0)
-        assert programs.count("jit(reduce)") == 1, name
+            call(given)
+        assert [programs.count(name) for name in names] == [1] * len(names)
     with counted() as programs:
-        for asked in OF_AN_OPERATOR.values():
-            asked(h.positive_part(), 3.0)
-    assert "jit(reduce)" not in programs
+        for call in calls.values():
+            call(given)
+    assert not set(names) & set(programs)
 
 
 def test_the_method_of_an_object_is_known_again_and_an_object_that_may_change_is_not(rng):

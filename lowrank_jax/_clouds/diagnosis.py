@@ -88,14 +88,14 @@ def diagnose(
     pairs, _ = check(pairs)
     checks.like(pairs.steps, "pairs.steps", factors, "a factor of hessian", lead=1, pattern_lead=1)
     checks.between(extrapolate, "extrapolate", 0, 1)
-    dtype = structure.compute_dtype((pairs.steps, pairs.grad_diffs))
-    return _diagnose(hessian, pairs, jnp.asarray(extrapolate, dtype))
+    pairs = not_empty(pairs)
+    found = compressed(pairs)
+    return _diagnose(hessian, pairs, found, left_out_errors(found.pairs, extrapolate))
 
 
 @jax.jit
-def _diagnose(hessian, pairs, extrapolate):
-    pairs = not_empty(pairs)
-    short, rank, transform, units = compressed(pairs)
+def _diagnose(hessian, pairs, found, left_out):
+    short, rank, transform, units = found
     sizes = scaling.norms(short.steps)
     used, inverse = sizes > 0, scaling.reciprocal(sizes)
     unit_steps, slopes = (tall.scale(inverse, rows) for rows in (short.steps, short.grad_diffs))
@@ -110,7 +110,6 @@ def _diagnose(hessian, pairs, extrapolate):
     missed = scaling.norms(missed) / units[1] * units[0]
     noise = jnp.max(jnp.where(used | ~jnp.any(used), rounding(pairs), 0), initial=0)
     least_curvature = _least_curvature(*lax.stop_gradient((short, transform)), noise)
-    left_out = left_out_errors(short, extrapolate=extrapolate)
     residual, error, size = scaling.norms(jnp.stack([missed, left_out, slope_sizes]))
     leave_one_out = jnp.where(jnp.any(used), scaling.ratio(error, size), 1)
     finite = tall.finite((pairs.steps, pairs.grad_diffs, hessian))

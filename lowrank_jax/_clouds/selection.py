@@ -1,6 +1,5 @@
 """Options of the fit chosen by predicting each pair from the others."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ from jax import lax
 
 from lowrank_jax._clouds.fit import fit
 from lowrank_jax._clouds.pairs import SecantPairs, check, step_errors
-from lowrank_jax._core import checks, scaling, structure, tall, xla
+from lowrank_jax._core import checks, programs, scaling, structure, tall, xla
 from lowrank_jax._core.orthonormal import rounding_of_rows, thin_lq
 from lowrank_jax._core.spectral import diagonal, product, symmetrize
 from lowrank_jax._core.types import Rows, Scalar
@@ -47,15 +46,9 @@ def choose_extrapolation(pairs: SecantPairs | tuple[Rows, Rows]) -> jax.Array:
       >>> round(float(choose_extrapolation(pairs)), 2)
       0.8
     """
-    return _choose_extrapolation(check(pairs)[0])
-
-
-@jax.jit
-def _choose_extrapolation(pairs):
-    def left_out(short, extrapolate):
-        return left_out_errors(short, extrapolate=extrapolate)
-
-    return _choose(pairs, EXTRAPOLATIONS, left_out)
+    short = _constant(check(pairs)[0])
+    candidates = jnp.array(EXTRAPOLATIONS, short.pairs.steps.dtype)
+    return _choose(short, candidates, lambda e: left_out_errors(short.pairs, e))
 
 
 def choose_shift(
@@ -93,13 +86,16 @@ def choose_shift(
     """
     pairs, _ = check(pairs)
     checks.between(extrapolate, "extrapolate", 0, 1)
-    dtype = structure.compute_dtype((pairs.steps, pairs.grad_diffs))
-    return _choose_shift(pairs, jnp.asarray(extrapolate, dtype))
+    short = _constant(pairs)
+    chosen = _choose(
+        short, _shifts(short), lambda c: left_out_errors(short.pairs, extrapolate, shift=c)
+    )
+    return chosen * short.units[1] / short.units[0]
 
 
 @jax.jit
-def _choose_shift(pairs, extrapolate):
-    short = compressed(not_empty(lax.stop_gradient(pairs)))
+def _shifts(short):
+    """The candidates, in units of the compressed pairs."""
     s, y, _ = short.pairs
     squares = jnp.sum(s * s, axis=1)
     used = squares > 0
@@ -112,13 +108,7 @@ def _choose_shift(pairs, extrapolate):
     apart = jnp.where(beyond, 2 * scaling.norm(m) + 1, 0)
     values = jnp.linalg.eigvalsh(m + jnp.diag(apart), symmetrize_input=False)
     within = values[jnp.stack([0, short.rank // 2, short.rank - 1])]
-    candidates = jnp.concatenate([median * jnp.array(SHIFTS, median.dtype), within])
-
-    def left_out(c):
-        return left_out_errors(short.pairs._replace(grad_diffs=y - c * s), extrapolate=extrapolate)
-
-    chosen = _least(left_out, candidates, short.pairs)
-    return chosen * short.units[1] / short.units[0]
+    return jnp.concatenate([median * jnp.array(SHIFTS, median.dtype), within])
 
 
 def choose_rtol(
@@ -153,33 +143,30 @@ def choose_rtol(
     """
     pairs, _ = check(pairs)
     checks.between(extrapolate, "extrapolate", 0, 1)
-    dtype = structure.compute_dtype((pairs.steps, pairs.grad_diffs))
-    return _choose_rtol(pairs, jnp.asarray(extrapolate, dtype))
+    short = _constant(pairs._replace(rounding=None))
+    candidates, errors = jnp.array(RTOLS, short.pairs.steps.dtype), step_errors(pairs)
+    if errors is not None:  # a fit with a number leaves them to the number
+        candidates = jnp.clip(candidates, 2 * jnp.max(errors, initial=0), max(RTOLS))
+    return _choose(
+        short, candidates, lambda rtol: left_out_errors(short.pairs, extrapolate, rtol=rtol)
+    )
+
+
+def _choose(short, candidates, left_out):
+    """The candidate with the least geometric mean of what it misses of the pairs left out.
+
+    On the host one after the other: then all choices, and the diagnosis, share the program.
+    """
+    if programs.traced(short, candidates):
+        errors = jax.vmap(left_out)(candidates)
+    else:
+        errors = jnp.stack(list(map(left_out, candidates)))
+    return _best(errors, candidates, short.pairs)
 
 
 @jax.jit
-def _choose_rtol(pairs, extrapolate):
-    def left_out(short, rtol):
-        return left_out_errors(short, extrapolate=extrapolate, rtol=rtol)
-
-    errors, candidates = step_errors(pairs), jnp.array(RTOLS, extrapolate.dtype)
-    if errors is not None:  # a fit with a number leaves them to the number
-        candidates = jnp.clip(candidates, 2 * jnp.max(errors, initial=0), max(RTOLS))
-    return _choose(pairs._replace(rounding=None), candidates, left_out)
-
-
-def _choose(pairs, candidates, left_out):
-    short = compressed(not_empty(lax.stop_gradient(pairs))).pairs
-    candidates = jnp.array(candidates, short.steps.dtype)
-    return _least(partial(left_out, short), candidates, short)
-
-
-def _least(left_out, candidates, short):
-    """The candidate with the least geometric mean of what it misses of the pairs left out.
-
-    NaN where no pair has a step, or an error is not finite.
-    """
-    errors = jax.vmap(left_out)(candidates)
+def _best(errors, candidates, short):
+    """NaN where no pair has a step, or an error is not finite."""
     logs = jnp.log(jnp.maximum(errors, jnp.finfo(errors.dtype).tiny))
     best = jnp.argmin(jnp.sum(logs, axis=1))
     valid = jnp.any(scaling.norms(short.steps) > 0) & jnp.all(jnp.isfinite(errors))
@@ -213,6 +200,11 @@ def not_empty(pairs: SecantPairs) -> SecantPairs:
     return SecantPairs(steps, grad_diffs, jnp.zeros(1, structure.compute_dtype(steps)))
 
 
+def _constant(pairs):
+    return compressed(not_empty(lax.stop_gradient(pairs)))
+
+
+@jax.jit
 def compressed(pairs: SecantPairs) -> Compressed:
     """Compresses at least one pair."""
     wide = structure.widen((pairs.steps, pairs.grad_diffs))
@@ -247,12 +239,23 @@ def _unit(rows):
     return scaling.power_of_two(jnp.max(scaling.max_abs(rows), initial=0))
 
 
-def left_out_errors(short, **options):
+def left_out_errors(
+    short: SecantPairs, extrapolate: Scalar, *, shift: Scalar = 0, rtol: Scalar | None = None
+) -> jax.Array:
     """What the fit to all other pairs misses of each, `|H_i s_i - y_i| / |s_i|`; 0 without a step.
 
-    The steps of `centered` sum to zero. Without point i they start from another mean.
+    The fit of H less `shift` times the identity. The steps of `centered` sum to zero: without
+    point i they start from another mean.
     """
+    dtype = short.steps.dtype
+    numbers = (None if x is None else jnp.asarray(x, dtype) for x in (extrapolate, shift, rtol))
+    return _left_out_errors(short, *numbers)
+
+
+@jax.jit
+def _left_out_errors(short, extrapolate, shift, rtol):
     s, y, rounding = short
+    y = y - shift * s
     n = len(s)
     sizes = scaling.norms(s)
     used, inverse = sizes > 0, scaling.reciprocal(sizes)
@@ -263,14 +266,14 @@ def left_out_errors(short, **options):
     )
     rounded = unresolved * sizes
     is_centered = scaling.norm(jnp.sum(s, axis=0)) <= negligible
-    shift = jnp.where(is_centered, 1 / jnp.maximum(jnp.sum(used) - 1, 1), 0).astype(s.dtype)
+    moved = jnp.where(is_centered, 1 / jnp.maximum(jnp.sum(used) - 1, 1), 0).astype(s.dtype)
 
     def missed(i):
         others = (used & (jnp.arange(n) != i))[:, None]
-        left = [jnp.where(others, rows + shift * rows[i][None, :], 0) for rows in (s, y)]
+        left = [jnp.where(others, rows + moved * rows[i][None, :], 0) for rows in (s, y)]
         there = (scaling.norms(left[0]) > rounded)[:, None]  # a point may be the others' mean
         left = [jnp.where(there, rows, 0) for rows in left]
-        h = fit(SecantPairs(*left, rounding), **options)
+        h = fit(SecantPairs(*left, rounding), extrapolate=extrapolate, rtol=rtol)
         return scaling.norm(h @ s[i] - y[i]) * inverse[i]
 
     return jax.vmap(missed)(jnp.arange(n))
