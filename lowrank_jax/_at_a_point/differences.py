@@ -143,22 +143,23 @@ def difference_pairs(
     eps = structure.resolution((x, grad))
     grad = structure.cast_like(grad, x)
     x, grad = xla.vary_like((x, grad), x, grad)
+    packed = _packed(x)
 
     def on_the_host(pairs, offset, h):
         at_once = gradients is not None and batch_size not in (None, 1)
         size = min(batch_size, probes) if at_once else None
         for i in range(0, probes, size or 1):
             i = offset + min(i, probes - (size or 1))  # the last ones may be taken again
-            ahead = krylov.ahead(x, pairs.steps, i, size, h)
-            grads = gradients(ahead) if at_once else gradient(ahead)
-            pairs = _put(pairs, i, x, grad, ahead, grads, h, value)
+            ahead, points = krylov.ahead(packed, pairs.steps, i, size, h, x)
+            grads = gradients(points) if at_once else gradient(points)
+            pairs = _put(pairs, i, packed, grad, ahead, grads, h, value)
             count(size or 1)
         return pairs
 
     def in_one_program(pairs, offset, h):
-        ahead = xla.once(krylov.ahead(x, pairs.steps, offset, probes, h))  # see `_put`
-        grads = xla.map_rows(gradient, ahead, batch_size)
-        return _put(pairs, offset, x, grad, ahead, grads, h, value)
+        ahead = xla.once(krylov.ahead(packed, pairs.steps, offset, probes, h, x)[0])  # see `_put`
+        grads = xla.map_rows(gradient, structure.unpack(ahead, x), batch_size)
+        return _put(pairs, offset, packed, grad, ahead, grads, h, value)
 
     measure = in_one_program if traced else on_the_host
 
@@ -182,6 +183,9 @@ def difference_pairs(
     passes: Any = krylov.scan if traced else krylov.loop
     pairs, memory = passes(of_pass, state, probes, key)
     return krylov.unpacked(_finished(pairs, given, memory, probes), x)
+
+
+_packed = jax.jit(structure.pack_vector)
 
 
 @jax.jit
@@ -254,7 +258,7 @@ def _finished(pairs, given, memory, probes):
 
 @partial(jax.jit, donate_argnums=0)
 def _put(pairs, i, x, grad, ahead, grads, h, value):
-    """The pairs with `(ahead - x) / h` and `(grads - grad) / h` from the i-th on.
+    """The pairs with `(ahead - x) / h`, both packed, and `(grads - grad) / h` from the i-th on.
 
     The step is the one really taken, near the unit vector that was asked for: of a quadratic
     the pair is exact however x is rounded. A step that x is too coarse for gives NaN.
@@ -266,9 +270,9 @@ def _put(pairs, i, x, grad, ahead, grads, h, value):
     def quotient(new, old):
         new = jax.tree.map(row, new, old)
         wide = tall.minus(new, jax.tree.map(lambda leaf: leaf[None], old))
-        return structure.cast_like(jax.tree.map(lambda d: d / h.astype(d.dtype), wide), x)
+        return structure.cast_like(jax.tree.map(lambda d: d / h.astype(d.dtype), wide), old)
 
-    taken, grad_diffs = structure.pack(quotient(ahead, x)), structure.pack(quotient(grads, grad))
+    taken, grad_diffs = quotient(ahead, x), structure.pack(quotient(grads, grad))
     asked = krylov.rows(pairs.steps, i, structure.length(taken))
     still = jax.tree.map(lambda t, a: jnp.where(t == 0, a, jnp.zeros_like(a)), taken, asked)
     resolved = _squares(still) < 1 - structure.resolution(x) ** 0.5

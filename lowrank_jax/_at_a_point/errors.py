@@ -61,9 +61,11 @@ def _weight(probes):
 @partial(jax.jit, static_argnums=3)
 def opposite(x: Vector, steps: Rows, offset: jax.Array, probes: int, h: jax.Array) -> Vector:
     """The step of the check of a pass, `-c sum s_i`, as the steps are taken with length h."""
-    taken = jax.tree.map(lambda a, x: a - x[None], krylov.ahead(x, steps, offset, probes, h), x)
-    total = jax.tree.map(lambda t, x: jnp.sum(t, axis=0).astype(x.dtype), taken, x)
-    return jax.tree.map(lambda t: -_weight(probes) * t, total)
+    packed = structure.pack_vector(x)
+    ahead, _ = krylov.ahead(packed, steps, offset, probes, h, x)
+    taken = jax.tree.map(lambda a, x: a - x[None], ahead, packed)
+    total = jax.tree.map(lambda t, x: jnp.sum(t, axis=0).astype(x.dtype), taken, packed)
+    return structure.unpack_vector(jax.tree.map(lambda t: -_weight(probes) * t, total), x)
 
 
 @partial(jax.jit, static_argnums=3)

@@ -108,11 +108,16 @@ def read(packed: Rows, offset: jax.Array, count: int, x: Vector) -> Rows:
 
 
 @partial(jax.jit, static_argnums=3)
-def ahead(x: Vector, steps: Rows, i: jax.Array, count: int | None, h: jax.Array) -> Rows:
-    """`x + h s` for that many steps from the i-th on; one point alone for None."""
-    rows = read(steps, i, 1 if count is None else count, x)
-    points = jax.vmap(lambda v: tall.axpy(x, h, v))(rows)
-    return jax.tree.map(lambda p: p[0], points) if count is None else points
+def ahead(
+    packed: Vector, steps: Rows, i: jax.Array, count: int | None, h: jax.Array, x: Vector
+) -> tuple[Rows, Rows]:
+    """`x + h s` for that many steps from the i-th on, as packed rows, and in the structure of x.
+
+    For a count of None one point alone is in that structure.
+    """
+    points = jax.vmap(lambda v: tall.axpy(packed, h, v))(rows(steps, i, count or 1))
+    unpacked = structure.unpack(points, x)
+    return points, structure.row_of(unpacked) if count is None else unpacked
 
 
 def write(packed: Rows, offset: jax.Array, new: Rows) -> Rows:
