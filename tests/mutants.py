@@ -347,9 +347,16 @@ MUTANTS = (
     Mutant(
         "the steps of a check are not those of its pairs",
         "_at_a_point.errors",
-        "lambda a, x: a - x[None], krylov.ahead(x, steps, offset, probes, h), x)",
-        "lambda a: h * a, krylov.read(steps, offset, probes, x))",
+        "lambda a, x: a - x[None], ahead, packed)",
+        "lambda s: h * s, krylov.rows(steps, offset, probes))",
         "test_steps.py::test_how_the_point_is_rounded_drops_out_of_all_comparisons[False]",
+    ),
+    Mutant(
+        "a reduction is compiled for each method anew",
+        "_operators.symmetric",
+        "    def eigenvalues(self)",
+        "    @jax.jit\n    def eigenvalues(self)",
+        "test_programs.py::test_what_is_most_to_compile_is_compiled_once_for_all_that_is_asked[operator]",
     ),
     Mutant(
         "errors look small beside a slope that is mostly one jump",
