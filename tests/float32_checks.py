@@ -22,6 +22,20 @@ def test_float64_input_becomes_float32(rng):
     assert np.asarray(h.eigenvalues()).dtype == np.float32
 
 
+def test_an_operator_of_float64_input_is_computed_with_in_float32(rng):
+    """Without a warning that JAX has no other."""
+    factors, core = rng.normal(size=(3, 6)), draws.symmetric(rng, 3)
+    h, dense, v = lrj.SymmetricLowRank(factors, core), factors.T @ core @ factors, np.ones(6)
+    assert h.dtype == np.float32
+    for damping in (20.0, 20 * v):
+        solution = np.linalg.solve(dense + 20 * np.eye(6), v)
+        np.testing.assert_allclose(h.solve(v, damping), solution, rtol=1e-4)
+        np.testing.assert_allclose(
+            h.logdet(damping), np.linalg.slogdet(dense + 20 * np.eye(6))[1], rtol=1e-5
+        )
+    np.testing.assert_allclose(h.plus_diagonal(1.0).eigenvalues(), 1 + h.eigenvalues())
+
+
 @pytest.mark.parametrize("kind", draws.DEPENDENT)
 def test_dependent_pairs(rng, kind):
     s, rank = draws.dependent(rng, kind)

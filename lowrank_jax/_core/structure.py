@@ -53,9 +53,12 @@ def identity(v: Vector) -> Rows:
 
 
 def wider(*dtypes: Any) -> jnp.dtype:
-    """The dtype to which these promote, also where implicit promotion is forbidden."""
+    """The dtype that JAX promotes these to, also where implicit promotion is forbidden.
+
+    NumPy's double precision counts as single where JAX has no other.
+    """
     with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(jnp.promote_types, dtypes)
+        return jax.dtypes.canonicalize_dtype(functools.reduce(jnp.promote_types, dtypes))
 
 
 def common_dtype(tree: Any) -> jnp.dtype:
