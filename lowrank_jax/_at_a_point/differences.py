@@ -150,14 +150,14 @@ def difference_pairs(
         size = min(batch_size, probes) if at_once else None
         for i in range(0, probes, size or 1):
             i = offset + min(i, probes - (size or 1))  # the last ones may be taken again
-            ahead, points = krylov.ahead(packed, pairs.steps, i, size, h, x)
+            ahead, points = _ahead(packed, pairs.steps, i, size, h, x)
             grads = gradients(points) if at_once else gradient(points)
             pairs = _put(pairs, i, packed, grad, ahead, grads, h, value)
             count(size or 1)
         return pairs
 
     def in_one_program(pairs, offset, h):
-        ahead = xla.once(krylov.ahead(packed, pairs.steps, offset, probes, h, x)[0])  # see `_put`
+        ahead = xla.once(krylov.ahead(packed, pairs.steps, offset, probes, h))  # see `_put`
         grads = xla.map_rows(gradient, structure.unpack(ahead, x), batch_size)
         return _put(pairs, offset, packed, grad, ahead, grads, h, value)
 
@@ -186,6 +186,14 @@ def difference_pairs(
 
 
 _packed = jax.jit(structure.pack_vector)
+
+
+@partial(jax.jit, static_argnums=3)
+def _ahead(packed, steps, i, count, h, x):
+    """Points ahead, packed and in the structure of x; there one point alone for a count of None."""
+    rows = krylov.ahead(packed, steps, i, count or 1, h)
+    points = structure.unpack(rows, x)
+    return rows, structure.row_of(points) if count is None else points
 
 
 @jax.jit

@@ -62,7 +62,7 @@ def _weight(probes):
 def opposite(x: Vector, steps: Rows, offset: jax.Array, probes: int, h: jax.Array) -> Vector:
     """The step of the check of a pass, `-c sum s_i`, as the steps are taken with length h."""
     packed = structure.pack_vector(x)
-    ahead, _ = krylov.ahead(packed, steps, offset, probes, h, x)
+    ahead = krylov.ahead(packed, steps, offset, probes, h)
     taken = jax.tree.map(lambda a, x: a - x[None], ahead, packed)
     total = jax.tree.map(lambda t, x: jnp.sum(t, axis=0).astype(x.dtype), taken, packed)
     return structure.unpack_vector(jax.tree.map(lambda t: -_weight(probes) * t, total), x)

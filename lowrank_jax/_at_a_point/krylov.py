@@ -107,17 +107,9 @@ def read(packed: Rows, offset: jax.Array, count: int, x: Vector) -> Rows:
     return structure.unpack(rows(packed, offset, count), x)
 
 
-@partial(jax.jit, static_argnums=3)
-def ahead(
-    packed: Vector, steps: Rows, i: jax.Array, count: int | None, h: jax.Array, x: Vector
-) -> tuple[Rows, Rows]:
-    """`x + h s` for that many steps from the i-th on, as packed rows, and in the structure of x.
-
-    For a count of None one point alone is in that structure.
-    """
-    points = jax.vmap(lambda v: tall.axpy(packed, h, v))(rows(steps, i, count or 1))
-    unpacked = structure.unpack(points, x)
-    return points, structure.row_of(unpacked) if count is None else unpacked
+def ahead(packed: Vector, steps: Rows, i: jax.Array, count: int, h: jax.Array) -> Rows:
+    """`x + h s` for that many steps from the i-th on, x and all else packed."""
+    return jax.vmap(lambda v: tall.axpy(packed, h, v))(rows(steps, i, count))
 
 
 def write(packed: Rows, offset: jax.Array, new: Rows) -> Rows:

@@ -201,6 +201,7 @@ def not_empty(pairs: SecantPairs) -> SecantPairs:
 
 
 def _constant(pairs):
+    """Any pairs compressed, a constant to differentiation."""
     return compressed(not_empty(lax.stop_gradient(pairs)))
 
 
