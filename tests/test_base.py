@@ -147,6 +147,7 @@ def test_a_shift_of_nothing_is_none(rng):
     np.testing.assert_allclose(lrj.choose_shift((1e-200 * s, 3e-200 * s)), 3, rtol=1e-12)
     many = jax.jit(jax.vmap(lambda s: lrj.choose_shift((s, 2 * s))))(rng.normal(size=(3, 5, DIM)))
     np.testing.assert_allclose(many, 2, rtol=1e-12)
+    assert not np.any(jax.grad(lambda y: lrj.choose_shift((s, y)))(2 * s))  # a choice is a constant
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -129,8 +129,11 @@ def test_steps_along_the_eigenvectors_find_their_eigenvalues(rng):
         return flat @ a @ flat / 2
 
     start = jax.vmap(unravel)(vectors[:, order].T)
-    h = jax.jit(lrj.lowrank_hessian(quadratic, 3, passes=1, start=start))(x, key=KEY)
+    options = {"passes": 1, "start": start, "return_pairs": True}
+    h, pairs = jax.jit(lrj.lowrank_hessian(quadratic, 3, **options))(x, key=KEY)
     np.testing.assert_allclose(h.truncate(3).eigenvalues(), values[order], rtol=1e-6)
+    taken = np.concatenate([leaf.reshape(3, -1) for leaf in jax.tree.leaves(pairs.steps)], axis=1)
+    assert np.all(np.sum(taken * vectors[:, order].T, axis=1) > 0)  # ahead, not behind
 
 
 def test_the_step_can_be_given(rng):

@@ -134,6 +134,14 @@ def test_the_inverse_of_an_inverse_is_the_matrix(rng):
         np.testing.assert_allclose(flat(chained), np.arange(7.0), atol=1e-11)
 
 
+@pytest.mark.parametrize("ratio", [None, 1e3])
+def test_a_vector_of_double_precision_is_solved_for_in_it(rng, ratio):
+    a, _ = matrix(rng, 4, ratio, np.float32, definite=True)
+    dense = jax.tree.map(lambda x: np.asarray(x, np.float64), a).to_dense()
+    v = rng.normal(size=DIM)
+    np.testing.assert_allclose(flat(a.solve(tree(v))), np.linalg.solve(dense, v), rtol=1e-10)
+
+
 def test_what_is_not_positive_is_no_number(rng):
     a, dense = matrix(rng, 4, 1e1, np.float64)
     lowest = np.linalg.eigvalsh(dense)[0]

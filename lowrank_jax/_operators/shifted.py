@@ -4,7 +4,7 @@ For D positive and `H = B^T K B`,
 
     D + H = D^(1/2) (I + H') D^(1/2),    H' = D^(-1/2) H D^(-1/2),
 
-and in the basis of `reduced`, which finds it beforehand, `H' = Q^T A Q` with `A = V diag(w) V^T`:
+and in the basis of `reduced`, found beforehand, `H' = Q^T A Q` with `A = V diag(w) V^T`:
 
     (I + H')^-1 = I - Q^T N Q,    N = A (I + A)^-1,    log det (I + H') = sum log(1 + w),
 
@@ -14,7 +14,8 @@ factors, `Q = T B` with T constant, whose Gram matrix G is I at the point and no
     N = A (I + G A)^-1,    dN = (I - N G) dA (I - G N) - N dG N,
     d log det (I + G A) = tr(N dG) + tr((G - G N G) dA),
 
-of all orders, also where rows of B depend on each other.
+of all orders, also where rows of B depend on each other. What was found is a constant to them; to
+those of `draw_root` it is not.
 """
 
 import math
@@ -51,7 +52,7 @@ def solve(found: Reduced, diagonal: Diagonal, factors: Rows, core: jax.Array, b:
     """`(D + H)^-1 b`, with a small backward error and the derivatives of the linear system."""
     system = diagonal, factors, core, b
     diagonal, factors, core, b = xla.vary_like(system, system)
-    found, d = lax.stop_gradient((found, positive(diagonal)))
+    d = lax.stop_gradient(positive(diagonal))
     before, after = (jnp.ones_like(d), 1 / d) if is_number(d) else (inverse_root(d),) * 2
     basis, resolvent = found.basis.rows, _resolvent(found, graded=not is_number(diagonal))
 
@@ -146,7 +147,6 @@ class _Moving(NamedTuple):
 
 
 def _moving(found, diagonal, factors, core):
-    found = lax.stop_gradient(found)
     factors, core = in_units_of(positive(diagonal), factors, core)
     basis = found.basis
     rows = _with_motion(basis, factors)
