@@ -283,6 +283,8 @@ class DiagonalPlusLowRank:
 
     def _damped(self, damping, name="damping"):
         self.check()
+        if type(damping) is int and damping == 0:
+            return self
         return replace(self, diag=_sum(self.diag, _diagonal(damping, self.low_rank, name)))
 
     def _parts(self):

@@ -123,24 +123,24 @@ def function(
     `g(x) = f(x) / x`: their first derivatives are right. Where nothing is traced, f is called
     as it is, between two programs that are compiled once.
     """
-    w, v, safe = _spectrum(found, pairs)
+    w, v, safe, nodes = _spectrum(found, pairs)
 
     def of(w):
         return jnp.where(w == 0, slope * found.unit * w, f(_nodes(w, safe, found.unit)))
 
-    known = _core_of_function(found, w, v, slope, f(_nodes(w, safe, found.unit)))
+    known = _core_of_function(found, w, v, slope, f(nodes))
     return matrix_function(of, lax.stop_gradient(known), found.small, w, v)
 
 
 @jax.jit
 def _spectrum(found, pairs):
-    """Eigenpairs of A, and what f is asked at in place of 0, where it may not be finite."""
+    """Eigenpairs of A, what stands for 0 where f may not be finite, and what f is asked at."""
     w, v = spectrum(found) if pairs is None else pairs
     largest = lax.stop_gradient(jnp.max(jnp.abs(w), initial=0))
-    return w, v, jnp.where(largest == 0, 1, largest)
+    safe = jnp.where(largest == 0, 1, largest)
+    return w, v, safe, _nodes(w, safe, found.unit)
 
 
-@jax.jit
 def _nodes(w, safe, unit):
     """The eigenvalues of H."""
     return jnp.where(w == 0, safe, w) * unit

@@ -299,9 +299,8 @@ class SymmetricLowRank:
         """
         checks.function(f, "f")
         found = self._reduced()
-        slope, valid = _behaviour_at_zero(f, found.core.dtype)
-        rows = self._unpacked(found.basis.rows)
-        return SymmetricLowRank(rows, function(f, slope, found) * valid)
+        f, slope = _vanishing(f, found.core.dtype)
+        return SymmetricLowRank(self._unpacked(found.basis.rows), function(f, slope, found))
 
     def positive_part(self) -> "SymmetricLowRank":
         """Computes the nearest positive semidefinite operator, `map_spectrum(jax.nn.relu)`.
@@ -483,8 +482,8 @@ def check_operator(h: Any, name: str) -> Rows:
     return h.factors if isinstance(h, SymmetricLowRank) else h.low_rank.factors
 
 
-def _behaviour_at_zero(f, dtype):
-    """f'(0), 0 where it is not finite; 1 where f(0) = 0, else an error or, if traced, NaN."""
+def _vanishing(f, dtype):
+    """f and f'(0), 0 where that is not finite; an error unless f(0) = 0, NaN if that is traced."""
     zero = np.zeros(1, dtype)
     with jax.ensure_compile_time_eval(), jax.debug_nans(False):  # f' may not exist at 0
         value, slope = jax.jvp(f, (zero,), (np.ones_like(zero),))
@@ -494,9 +493,9 @@ def _behaviour_at_zero(f, dtype):
             f"got {jnp.shape(value)}"
         )
     if isinstance(value, jax.core.Tracer):
-        finite = jnp.where(jnp.isfinite(slope[0]), slope[0], 0)
-        return finite, scaling.nan_unless(value[0] == 0, dtype)
+        valid = scaling.nan_unless(value[0] == 0, dtype)
+        return lambda w: f(w) * valid, jnp.where(jnp.isfinite(slope[0]), slope[0], 0) * valid
     value, slope = np.asarray(value), np.asarray(slope)
     if value[0] != 0:
         raise ValueError(f"f must be 0 at 0, got {value[0]}; shift it, as the docstring shows")
-    return np.where(np.isfinite(slope), slope, 0)[0], np.ones((), dtype)
+    return f, np.where(np.isfinite(slope), slope, 0)[0]
