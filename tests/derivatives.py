@@ -1,4 +1,4 @@
-"""Derivatives in both modes against central differences, in one program.
+"""Derivatives in both modes against differences of fourth order, in one program.
 
 Most of the time of such a test is compilation: one program has the value and all derivatives,
 and a function given again with arguments of the same shapes is not compiled again.
@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 
-def check_derivatives(function, args, *, order=1, eps=1e-4, rtol=1e-5, atol=1e-5):
-    """Asserts that derivatives along random directions are slopes between `args +- eps along`.
+def check_derivatives(function, args, *, order=1, eps=1e-4, rtol=1e-7, atol=1e-7):
+    """Asserts that derivatives along random directions are slopes, by `args +- {1, 2} eps along`.
 
     Those of order 2 are derivatives, in both modes, of the derivatives in both modes, along
     another direction: a second derivative that is not symmetric is right along the same one.
@@ -24,14 +24,16 @@ def check_derivatives(function, args, *, order=1, eps=1e-4, rtol=1e-5, atol=1e-5
 
     close = partial(np.testing.assert_allclose, rtol=rtol, atol=atol)
     for depth, (along, weights) in enumerate(reversed(directions)):
-        ahead, at, behind = (
-            _derivatives(function, _moved(args, step, along), directions)
-            for step in (eps, 0.0, -eps)
+        at, *around = (
+            _derivatives(function, _moved(args, steps * eps, along), directions)
+            for steps in (0, 1, -1, 2, -2)
         )
         for _ in range(depth):  # the value of the derivatives is what they are derivatives of
-            ahead, at, behind = ahead[0], at[0], behind[0]
+            at, *around = (found[0] for found in (at, *around))
         _, forward, back = at
-        slopes = jax.tree.map(lambda a, b: (a - b) / (2 * eps), ahead[0], behind[0])
+        slopes = jax.tree.map(
+            lambda a, b, c, d: (8 * (a - b) - (c - d)) / (12 * eps), *(found[0] for found in around)
+        )
         jax.tree.map(close, forward, slopes)
         close(_dot(back, along), _dot(weights, forward))
 

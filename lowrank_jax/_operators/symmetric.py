@@ -483,7 +483,7 @@ def check_operator(h: Any, name: str) -> Rows:
 
 
 def _vanishing(f, dtype):
-    """f and f'(0), 0 where that is not finite; an error unless f(0) = 0, NaN if that is traced."""
+    """What f is, and f'(0), 0 where not finite; an error unless f(0) = 0, NaN if that is traced."""
     zero = np.zeros(1, dtype)
     with jax.ensure_compile_time_eval(), jax.debug_nans(False):  # f' may not exist at 0
         value, slope = jax.jvp(f, (zero,), (np.ones_like(zero),))
