@@ -193,7 +193,7 @@ def _split(rows, sizes):
     starts = np.cumsum([0, *sizes[:-1]], dtype=np.int32)
     starts = lax.optimization_barrier(tuple(map(jnp.asarray, starts)))
     return [
-        lax.dynamic_slice_in_dim(rows, start, size, 1)
+        lax.dynamic_slice_in_dim(rows, start, size, 1, allow_negative_indices=False)
         for start, size in zip(starts, sizes, strict=True)
     ]
 
