@@ -248,6 +248,11 @@ CASES = {
         ValueError,
         "damping must be positive, got 0",
     ),
+    "a diagonal that is no array": (
+        lambda: lrj.DiagonalPlusLowRank(2.0, operator()).solve({"a": ROW}),
+        TypeError,
+        "diag must be an array, got 2.0",
+    ),
     "no damping": (
         lambda: operator().sample(jax.random.key(0), None),
         ValueError,

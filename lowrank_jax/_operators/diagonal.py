@@ -274,6 +274,8 @@ class DiagonalPlusLowRank:
     def check(self) -> None:
         """What the parts of a matrix that was put together by hand must be."""
         self.low_rank.check()
+        if isinstance(self.diag, (int, float)) and not hasattr(self.diag, "dtype"):
+            raise TypeError(f"diag must be an array, got {self.diag!r}: h.plus_diagonal makes one")
         _diagonal(self.diag, self.low_rank, "diag")
 
     def _operand(self, v, name):
