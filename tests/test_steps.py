@@ -343,8 +343,9 @@ def test_a_loss_that_computes_in_float32_at_float64_points(rng):
         return jnp.sum(jnp.tanh(w.astype(float) @ (x - 5)) ** 2)
 
     exact = np.asarray(jax.hessian(wide)(x))
-    h = lrj.lowrank_hessian(loss, 8, passes=1)(x, key=KEY)
-    assert reference.relative_error(h.to_dense(), exact) < 0.02
+    h, pairs = lrj.lowrank_hessian(loss, 8, passes=1, return_pairs=True)(x, key=KEY)
+    error = reference.relative_error(h.to_dense(), exact)
+    assert error < min(0.1, 3 * float(np.max(pairs.rounding)))
 
 
 @pytest.mark.parametrize("jitted", [False, True])
