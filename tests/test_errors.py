@@ -268,6 +268,11 @@ CASES = {
         ValueError,
         "f must be 0 at 0, got 1.0",
     ),
+    "a function of the eigenvalues that returns truth values": (
+        lambda: operator().map_spectrum(lambda s: s > 0),
+        TypeError,
+        "f must return floating-point numbers, got dtype bool",
+    ),
     "a function of the eigenvalues that reduces them": (
         lambda: operator().map_spectrum(jnp.sum),
         ValueError,

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -389,6 +390,21 @@ def test_a_measurement_that_is_not_finite_is_left_out_and_counted(rng):
     for name in ("eigenvalues", "eigenvectors"):
         kept, after = getattr(states[2 * EVERY], name), getattr(states[-1], name)
         np.testing.assert_array_equal(after, kept)
+
+
+def test_of_fewer_parameters_than_probes_all_curvature_is_known():
+    """Two updates are Newton's, and the state keeps its shapes."""
+    curvatures = jnp.asarray([5.0, -2.0])
+    opt = optim.precondition_top_curvature(
+        optax.sgd(1.0), lambda x: curvatures @ x**2 / 2, probes=3, every=1, key=jax.random.key(0)
+    )
+    x = jnp.asarray([0.3, -0.4])
+    begun = state = opt.init(x)
+    for _ in range(2):
+        update, state = opt.update(curvatures * x, state, x)
+        np.testing.assert_allclose(update, -x * np.sign(curvatures), rtol=1e-5)
+        np.testing.assert_allclose(state.eigenvalues, [5, -2, 0], atol=1e-6)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, begun)
 
 
 def test_a_refresh_after_the_first_one_keeps_its_step_and_takes_no_gradient_to_find_one(rng):

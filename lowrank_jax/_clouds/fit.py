@@ -111,7 +111,8 @@ def fit(
         the change has both signs, only 0 is sure to be no further off than B. See `choose_shift`.
       weights: (n,), how much each pair counts where they contradict each other, on any scale: for
         noise, one over the variance of `y_i / |s_i|`; for age, powers of a number below 1. A weight
-        of 0 drops its pair; on consistent pairs positive ones change nothing. Along directions that
+        of 0 drops its pair, and so does one that beside the largest is below the normal numbers; on
+        consistent pairs others change nothing. Along directions that
         only pairs of less than n eps of the largest weight have seen, these count alike.
         Equal ones count unit steps alike, None all directions of their span.
       extrapolate: in [0, 1]; may be traced, and one outside then makes the operator NaN.

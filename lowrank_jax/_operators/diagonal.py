@@ -156,7 +156,9 @@ class DiagonalPlusLowRank:
         """Computes `(A + diag(damping))^-1 v`, with the derivatives of the linear system.
 
         The backward error is small: `|(A + damping) x - v|` is rounding beside |A| |x|, also where
-        d spans many magnitudes. It factorizes at every call; where one matrix meets many
+        d spans many magnitudes, as far as `D^(-1/2) H D^(-1/2)` for `D = d + damping` is below
+        0.01 / eps^2, 7e11 in float32. Beyond, digits of a vector d that is small where H is not
+        are lost, here and in `logdet`. It factorizes at every call; where one matrix meets many
         vectors, `inverse` is faster.
 
         Args:

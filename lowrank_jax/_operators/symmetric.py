@@ -288,6 +288,7 @@ class SymmetricLowRank:
           f: an elementwise function of an array of one axis; it may close over traced values.
 
         Raises:
+          TypeError: where f returns anything but floating-point numbers.
           ValueError: where f(0) is not 0 (NaN where that is known only when run), or f
             changes the shape.
 
@@ -306,7 +307,8 @@ class SymmetricLowRank:
         """Computes the nearest positive semidefinite operator, `map_spectrum(jax.nn.relu)`.
 
         For a loss that is known to be convex, where a fit is slightly indefinite: then `logdet` and
-        `sample` are finite at every damping.
+        `sample` are finite at every damping that is a number, and with a vector where all of it is
+        well above `eps |H|`, the rounding of the small eigenvalues.
         """
         found = self._reduced()
         return SymmetricLowRank(self._unpacked(found.basis.rows), _positive_core(found))
@@ -492,6 +494,8 @@ def _vanishing(f, dtype):
             f"f must map an array of eigenvalues of shape (1,) to the same shape, "
             f"got {jnp.shape(value)}"
         )
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"f must return floating-point numbers, got dtype {value.dtype}")
     if isinstance(value, jax.core.Tracer):
         valid = scaling.nan_unless(value[0] == 0, dtype)
         return lambda w: f(w) * valid, jnp.where(jnp.isfinite(slope[0]), slope[0], 0) * valid
