@@ -307,9 +307,16 @@ MUTANTS = (
         "test_pieces.py::test_packed_rows_unpack_to_what_they_were",
     ),
     Mutant(
+        "few parameters have few eigenpairs",
+        "optim",
+        "missing = max(0, probes - len(x))",
+        "missing = 0",
+        "test_optim.py::test_of_fewer_parameters_than_probes_all_curvature_is_known",
+    ),
+    Mutant(
         "the places of packed leaves are known to the compiler",
         "_core.structure",
-        "lax.dynamic_slice_in_dim(rows, start, size, 1)\n"
+        "lax.dynamic_slice_in_dim(rows, start, size, 1, allow_negative_indices=False)\n"
         "        for start, size in zip(starts, sizes",
         "lax.slice_in_dim(rows, start, start + size, axis=1)\n"
         "        for start, size in zip(map(int, np.cumsum([0, *sizes[:-1]])), sizes",
