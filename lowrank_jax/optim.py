@@ -392,12 +392,7 @@ def precondition_top_curvature(
 def _refreshed(state, pairs, probes):
     """The state with the eigenpairs of the fit to these pairs; without, where not finite."""
     values, vectors = fit(pairs).eigh()
-
-    def leading_rows(x):  # of which a few parameters have less than probes
-        missing = max(0, probes - len(x))
-        return jnp.pad(x[:probes], [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-
-    leading = jax.tree.map(leading_rows, (values, vectors))
+    leading = structure.leading((values, vectors), probes)  # few parameters have fewer
     found = state._replace(
         eigenvalues=leading[0],
         eigenvectors=leading[1],

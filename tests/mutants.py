@@ -308,8 +308,8 @@ MUTANTS = (
     ),
     Mutant(
         "few parameters have few eigenpairs",
-        "optim",
-        "missing = max(0, probes - len(x))",
+        "_core.structure",
+        "missing = max(0, count - len(x))",
         "missing = 0",
         "test_optim.py::test_of_fewer_parameters_than_probes_all_curvature_is_known",
     ),

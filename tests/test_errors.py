@@ -251,7 +251,7 @@ CASES = {
     "a diagonal that is no array": (
         lambda: lrj.DiagonalPlusLowRank(2.0, operator()).solve({"a": ROW}),
         TypeError,
-        "diag must be an array, got 2.0",
+        "diag must hold arrays, got 2.0",
     ),
     "no damping": (
         lambda: operator().sample(jax.random.key(0), None),

@@ -164,5 +164,8 @@ def test_a_function_that_is_safe_in_value_is_silent_under_debug_nans(rng):
             np.testing.assert_allclose(
                 jax.jit(lambda h, f=f: h.map_spectrum(f))(h).to_dense(), truth, atol=1e-12
             )
+        found = h.map_spectrum(lambda s: jnp.where(s == 0, 0, s * jnp.log(jnp.abs(s)))).to_dense()
         h.sample(jax.random.key(0), 3.0)
         h.positive_part()
+    size = np.where(np.abs(values) > 1e-12, np.abs(values), 1)
+    np.testing.assert_allclose(found, (vectors * values * np.log(size)) @ vectors.T, atol=1e-12)

@@ -71,7 +71,8 @@ def test_every_method_equals_its_dense_twin(rng, k, dtype, ratio):
         (-a * np.float32(3), -3 * dense),
         (np.float64(2) * a / 4, dense / 2),
         (a.plus_diagonal(tree(v)), dense + np.diag(v)),
-        (a.plus_diagonal(3.0), dense + 3 * np.eye(DIM)),
+        (a.plus_diagonal(3), dense + 3 * np.eye(DIM)),
+        (a.plus_diagonal(0), dense),
         (a.truncate(0), row),
     ):
         assert close(combined.to_dense(), truth)

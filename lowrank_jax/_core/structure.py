@@ -183,6 +183,16 @@ def row_of(rows: Rows, index: int = 0) -> Vector:
     return jax.tree.map(lambda leaf: leaf[index], rows)
 
 
+def leading(rows: Rows, count: int) -> Rows:
+    """The first rows, that many: rows of zeros follow where there are fewer."""
+
+    def leaf_leading(x):
+        missing = max(0, count - len(x))
+        return jnp.pad(x[:count], [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+
+    return jax.tree.map(leaf_leading, rows)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _split(rows, sizes):
     """The parts of rows along their axis, of these sizes.

@@ -276,8 +276,8 @@ class DiagonalPlusLowRank:
     def check(self) -> None:
         """What the parts of a matrix that was put together by hand must be."""
         self.low_rank.check()
-        if isinstance(self.diag, (int, float)) and not hasattr(self.diag, "dtype"):
-            raise TypeError(f"diag must be an array, got {self.diag!r}: h.plus_diagonal makes one")
+        if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(self.diag)):
+            raise TypeError(f"diag must hold arrays, got {self.diag!r}: h.plus_diagonal makes them")
         _diagonal(self.diag, self.low_rank, "diag")
 
     def _operand(self, v, name):
@@ -287,7 +287,7 @@ class DiagonalPlusLowRank:
 
     def _damped(self, damping, name="damping"):
         self.check()
-        if type(damping) is int and damping == 0:
+        if type(damping) is int and damping == 0:  # nothing is to be compiled for it
             return self
         return replace(self, diag=_sum(self.diag, _diagonal(damping, self.low_rank, name)))
 

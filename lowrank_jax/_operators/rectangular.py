@@ -181,14 +181,8 @@ class LowRank:
 
     @partial(jax.jit, static_argnums=1)
     def _truncate(self, rank):
-        u, s, v = self.svd()
-        missing = max(rank - len(s), 0)
-
-        def fit_rows(x):
-            return jnp.pad(x[:rank], [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-
-        left, right = jax.tree.map(fit_rows, (u, v))
-        return LowRank(left, jnp.diag(fit_rows(s)), right)
+        left, s, right = structure.leading(self.svd(), rank)
+        return LowRank(left, jnp.diag(s), right)
 
     def __add__(self, other: Any) -> "LowRank":
         if isinstance(other, int) and other == 0:  # sum([...]) begins with it

@@ -358,12 +358,8 @@ class SymmetricLowRank:
 
     @partial(jax.jit, static_argnums=2)
     def _truncate(self, found, rank):
-        s, rows = self._eigenpairs(found, rank)
-
-        def fit_rows(x):
-            return jnp.pad(x, [(0, rank - len(s))] + [(0, 0)] * (x.ndim - 1))
-
-        return SymmetricLowRank(jax.tree.map(fit_rows, rows), jnp.diag(fit_rows(s)))
+        s, rows = structure.leading(self._eigenpairs(found, rank), rank)
+        return SymmetricLowRank(rows, jnp.diag(s))
 
     def __add__(self, other: Any) -> "SymmetricLowRank":
         if isinstance(other, int) and other == 0:  # sum([...]) begins with it
